@@ -1,0 +1,47 @@
+// The forward pass, written once against kernels/backend.h for every supported family.
+// Owned and called by the engine thread alone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/model/config.h"
+#include "engine/model/weights.h"
+#include "kernels/backend.h"
+
+namespace headroom {
+
+struct TransformerOptions {
+  int32_t step_tokens_max = 0;      // T: rows of one forward() at most
+  int32_t logits_rows_max = 0;      // S: rows of one logits() at most
+  int32_t served_context_tokens = 0;
+};
+
+class Transformer {
+ public:
+  // Allocates the activations once, for the largest step.
+  Transformer(ModelConfig config, std::unique_ptr<ModelWeights> weights, Backend& backend, const TransformerOptions& options);
+  ~Transformer();
+
+  const ModelConfig& config() const;
+  size_t weight_bytes() const;
+  size_t activation_bytes() const;
+
+  // Runs `batch` through all layers, writing its K and V to `kv_layers` [layers], up to the last layer's residual stream.
+  void forward(const BatchView& batch, std::span<const KvLayer> kv_layers);
+  // Logits [S, V] of the rows `rows` (indices into the latest batch's rows, at most logits_rows_max), through the final norm and the
+  // output weight. May be called several times per forward(); the result is valid until the next call of either.
+  Matrix logits(std::span<const int32_t> rows);
+
+ private:
+  struct Activations;
+  ModelConfig config_;
+  std::unique_ptr<ModelWeights> weights_;
+  Backend& backend_;
+  TransformerOptions options_;
+  std::unique_ptr<Activations> activations_;
+};
+
+}  // namespace headroom

@@ -1,0 +1,48 @@
+// The events of one request on their way from the engine thread to the HTTP worker that waits for them.
+// push() is called by the engine thread; the rest by the one consumer. At most prompt + choices · (generated_tokens_max + 1) + 2
+// events exist, so the queue is bounded by the request's own limits.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "engine/request.h"
+
+namespace headroom {
+
+class TokenStream {
+ public:
+  // `on_cancel` is called once, at the first cancel(), on the consumer's thread.
+  explicit TokenStream(int32_t choices, std::function<void()> on_cancel = {})
+      : on_cancel_(std::move(on_cancel)), stopped_(static_cast<size_t>(choices)) {}
+
+  // Waits for the next event; nullopt after `wait_max` without one. After Finished no event follows.
+  std::optional<StreamEvent> next(std::chrono::milliseconds wait_max);
+
+  // The consumer needs no more: the engine frees the request's pages at its next step. Finished{abort} still arrives.
+  void cancel();
+  // One choice has met a stop string: the engine ends it; no further event of it is delivered except ChoiceFinished.
+  void stop_choice(int32_t choice) { stopped_[static_cast<size_t>(choice)].store(true, std::memory_order_release); }
+
+  // Engine thread.
+  void push(StreamEvent event);
+  bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+  bool choice_stopped(int32_t choice) const { return stopped_[static_cast<size_t>(choice)].load(std::memory_order_acquire); }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<StreamEvent> events_;
+  bool finished_ = false;
+  std::function<void()> on_cancel_;
+  std::atomic<bool> cancelled_{false};
+  std::vector<std::atomic<bool>> stopped_;
+};
+
+}  // namespace headroom

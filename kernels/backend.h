@@ -1,0 +1,129 @@
+// The one interface between the engine and the hardware. The transformer is written once against it; a backend supplies the ops.
+//
+// Threads: one engine thread calls a backend; a backend may use threads of its own inside a call.
+// Memory: everything that an op takes lives in memory of this backend (`allocate`, `load_weight`), unless it says "host".
+// Bits (I5): the result for a row depends on that row's inputs alone: not on the other rows of a call, their number, the
+//   placement of pages, `page_tokens`, or the number of threads. Every op keeps this, and tests hold it to the bit.
+// Errors: a wrong shape is a bug and CHECKs (op_checks.h). What the device does wrong is thrown as BackendError.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/dtype.h"
+#include "kernels/tensor.h"
+
+namespace headroom {
+
+// What a device failed at. `out_of_memory` fails one request; `sticky` means that the device is lost and the process must drain and exit.
+class BackendError : public std::runtime_error {
+ public:
+  enum class Kind { out_of_memory, sticky };
+  BackendError(Kind kind, const std::string& what) : std::runtime_error(what), kind(kind) {}
+  Kind kind;
+};
+
+// Memory of the backend, freed with the object; must not outlive its backend.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual std::byte* data() const = 0;
+  virtual size_t bytes() const = 0;
+};
+
+// A weight in the layout that the backend's gemm wants: [N, K] logically, `bytes()` as it stands in memory.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  virtual int64_t rows() const = 0;  // N, outputs
+  virtual int64_t cols() const = 0;  // K, inputs
+  virtual size_t bytes() const = 0;
+};
+
+// One layer's part of the KV pool: pages of [K|V][G][page_tokens][K]. Page p begins at data + p · page_stride bytes.
+struct KvLayer {
+  std::byte* data = nullptr;
+  size_t page_stride_bytes = 0;
+  DType dtype = DType::kBF16;
+  int32_t kv_heads = 0;     // G
+  int32_t page_tokens = 0;  // 16, 32 or 64
+  int32_t head_dim = 0;     // K
+};
+
+// The rows of one step, flat, in the backend's memory. Rows of a sequence are neighbours and its positions ascend by one.
+struct BatchView {
+  int32_t rows = 0;                              // T
+  std::span<const int32_t> tokens;               // [T] token ids
+  std::span<const int32_t> positions;            // [T] absolute position of each row
+  std::span<const int32_t> sequence_first_row;   // [S+1] rows of sequence s: [s, s+1)
+  std::span<const int32_t> page_tables;          // concatenated page ids; −1 where the window gave the page back
+  std::span<const int32_t> page_table_begin;     // [S+1]
+};
+
+// What rope_kv_write needs to know of a layer's attention block.
+struct RopeKvParams {
+  int32_t query_heads = 0;  // Q
+  int32_t kv_heads = 0;     // G
+  int32_t head_dim = 0;     // K
+  Matrix rope_table;        // [T, rotary_dim] of rope_table(); no columns: no RoPE in this layer
+  Vector q_norm;            // [K] per-head RMSNorm before RoPE; empty: none
+  Vector k_norm;            // [K]
+  float norm_eps = 0.0f;
+};
+
+struct AttentionParams {
+  int32_t query_heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  float scale = 0.0f;         // multiplies q·k
+  int32_t window_tokens = 0;  // key j is seen by row i iff i − j < window_tokens; 0: no window
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string description() const = 0;  // for logs and /version: "cpu: AVX3_ZEN4, 2 threads"
+
+  virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;  // 64-byte aligned; contents undefined; not counted as resident until written
+  virtual void copy_in(std::byte* destination, const void* host_source, size_t bytes) = 0;
+  virtual void copy_out(void* host_destination, const std::byte* source, size_t bytes) = 0;
+  virtual void copy(std::byte* destination, const std::byte* source, size_t bytes) = 0;  // within the backend
+  virtual void synchronize() = 0;
+
+  // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. fp32, bf16 and fp16 are
+  // kept as stored; parts of different types are kept as fp32.
+  virtual std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) = 0;
+
+  // out[t, :] = table[tokens[t], :]            [T, D]
+  virtual void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) = 0;
+  // out = x / sqrt(mean(x²) + eps) · weight    [T, D]; out may be x
+  virtual void rmsnorm(Matrix out, Matrix x, Vector weight, float eps) = 0;
+  // residual += x; out = rmsnorm(residual)     [T, D]
+  virtual void add_rmsnorm(Matrix out, Matrix residual, Matrix x, Vector weight, float eps) = 0;
+  // out = x · weightᵀ + bias                   [T, N] = [T, K] · [N, K]ᵀ + [N]; each output sums over K in ascending order
+  virtual void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) = 0;
+  // out[t] = factor · cos(positions[t] · inv_freq[i]) for i < rotary_dim/2, then the sines    [T, rotary_dim]; inv_freq: host
+  virtual void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor) = 0;
+  // Of each head the first rotary_dim elements turn in pairs (i, i + rotary_dim/2).
+  // qkv [T, (Q+2G)·K]: q and k of each row are normed (where the layer has it) and turned in place; k and v are rounded to the
+  // layer's type and written to the row's slot.
+  virtual void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) = 0;
+  // out [T, Q·K]: causal attention of each row over its sequence's pages, its own token included; q is the first Q·K columns of qkv.
+  virtual void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) = 0;
+  // out[t, f] = silu(gate_up[t, f]) · gate_up[t, F + f]   [T, F]
+  virtual void silu_mul(Matrix out, Matrix gate_up) = 0;
+  // out[i, :] = x[rows[i], :]                  [S, D]
+  virtual void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) = 0;
+};
+
+struct CpuBackendOptions {
+  int threads = 0;  // 0: one per physical core that this process may use
+};
+std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options);
+
+}  // namespace headroom
