@@ -67,6 +67,6 @@ struct ModelConfig {
 };
 
 // Angles as the reference computes them. `served_context_tokens`: longrope takes its long factors iff this exceeds the original context.
-RopeTable make_rope_table(const RopeConfig& rope, int32_t max_position_embeddings, int32_t served_context_tokens);
+RopeTable make_rope_table(const RopeConfig& rope, int32_t served_context_tokens);
 
 }  // namespace headroom
