@@ -1,0 +1,25 @@
+#include "engine/token_stream.h"
+
+#include "kernels/check.h"
+
+namespace headroom {
+
+std::optional<StreamEvent> TokenStream::next(std::chrono::milliseconds wait_max) {
+  std::unique_lock lock(mutex_);
+  if (!arrived_.wait_for(lock, wait_max, [this] { return !events_.empty(); })) return std::nullopt;
+  StreamEvent event = std::move(events_.front());
+  events_.pop_front();
+  return event;
+}
+
+void TokenStream::push(StreamEvent event) {
+  {
+    const std::lock_guard lock(mutex_);
+    CHECK(!finished_) << "an event after Finished";
+    finished_ = std::holds_alternative<Finished>(event);
+    events_.push_back(std::move(event));
+  }
+  arrived_.notify_one();
+}
+
+}  // namespace headroom
