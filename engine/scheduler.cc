@@ -1,0 +1,589 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kernels/check.h"
+
+namespace headroom {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void require(bool possible, const char* what) {
+  if (!possible) throw std::runtime_error(std::string("scheduler option ") + what);
+}
+
+const SchedulerOptions& checked(const SchedulerOptions& options) {
+  require(options.pages_total >= 1, "pages_total must be at least 1: give the KV pool more memory");
+  require(options.pages_total < (int64_t{1} << 31) - 1, "pages_total must be below 2^31 - 1: use larger pages");
+  require(options.page_tokens >= 1, "page_tokens must be at least 1");
+  require(options.step_tokens_max >= 1, "step_tokens_max must be at least 1");
+  require(options.running_sequences_max >= 1, "running_sequences_max must be at least 1");
+  require(options.queue_requests_max >= 1, "queue_requests_max must be at least 1");
+  require(options.queue_tokens_max >= 1, "queue_tokens_max must be at least 1");
+  require(options.context_tokens_max >= 1, "context_tokens_max must be at least 1");
+  require(options.window_tokens >= 0, "window_tokens must be 0 (no window) or positive");
+  return options;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(checked(options)), allocator_(options.pages_total, options.page_order_seed) {
+  if (options_.prefix_cache) {
+    prefix_cache_.emplace(allocator_, options_.page_tokens,
+                          options_.prefix_cache_key.value_or(PrefixCache::random_key()));
+  }
+  requests_.reserve(static_cast<size_t>(options_.queue_requests_max) +
+                    static_cast<size_t>(options_.running_sequences_max));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Submission and the queue
+
+// The most pages that one sequence can need for `tokens` positions. With a window it only ever holds those that the
+// rows of one step can see: an interval of window - 1 + step positions, wherever it starts within a page.
+int64_t Scheduler::pages_of_one_max(int64_t tokens) const {
+  const int64_t all = ceil_div(tokens, options_.page_tokens);
+  if (options_.window_tokens == 0) return all;
+  const int64_t seen = int64_t{options_.window_tokens} - 1 + options_.step_tokens_max;
+  return std::min(all, ceil_div(seen - 1, options_.page_tokens) + 1);
+}
+
+int64_t Scheduler::pages_of_request_max(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const {
+  // The last token of a choice is never computed: nothing follows it.
+  const int64_t positions = prompt_tokens + std::max<int64_t>(generated_tokens_max, 1) - 1;
+  const int64_t one = pages_of_one_max(positions);
+  if (choices == 1 || generated_tokens_max <= 1) return one;
+  const int64_t all = ceil_div(positions, options_.page_tokens);
+  const int64_t shared = prompt_tokens / options_.page_tokens;
+  return std::min(shared + choices * (all - shared), choices * one);
+}
+
+Admission Scheduler::can_ever_run(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const {
+  CHECK_GE(prompt_tokens, 1);
+  CHECK_GE(choices, 1);
+  CHECK_GE(generated_tokens_max, 0);
+  Admission admission;
+  admission.tokens_needed = prompt_tokens + generated_tokens_max;
+  admission.tokens_max = options_.context_tokens_max;
+  admission.pages_needed = pages_of_request_max(prompt_tokens, choices, generated_tokens_max);
+  admission.pages_total = options_.pages_total;
+  if (admission.tokens_needed > admission.tokens_max) {
+    admission.status = AdmissionStatus::exceeds_context;
+  } else if (choices > options_.running_sequences_max) {
+    admission.status = AdmissionStatus::exceeds_running;
+  } else if (admission.pages_needed > admission.pages_total) {
+    admission.status = AdmissionStatus::exceeds_pool;
+  }
+  return admission;
+}
+
+Admission Scheduler::submit(NewRequest request) {
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  Admission admission = can_ever_run(prompt_tokens, request.choices, request.generated_tokens_max);
+  admission.queue_requests = queue_requests_;
+  admission.queue_tokens = queue_tokens_;
+  if (!admission.accepted()) return admission;
+  // A prompt beyond the limit of tokens is still taken when nobody queues: it must not be refused for ever.
+  const bool tokens_full = queue_requests_ > 0 && queue_tokens_ + prompt_tokens > options_.queue_tokens_max;
+  if (queue_requests_ >= options_.queue_requests_max || tokens_full) {
+    admission.status = AdmissionStatus::queue_full;
+    return admission;
+  }
+  const auto [place, is_new] = requests_.try_emplace(request.id);
+  CHECK(is_new) << "request " << static_cast<int64_t>(request.id) << " was submitted twice";
+  Request& r = place->second;
+  r.id = request.id;
+  r.arrival = arrivals_++;
+  r.choices = request.choices;
+  r.prompt_tokens = static_cast<int32_t>(prompt_tokens);
+  r.generated_tokens_max = request.generated_tokens_max;
+  r.cache_salt = std::move(request.cache_salt);
+  r.all_prompt_logits = request.all_prompt_logits;
+  r.forked = request.choices == 1;
+  r.pages = RequestPages(request.choices);
+  Sequence& leader = sequences_.create();
+  leader.request = &r;
+  leader.state = SequenceState::waiting;
+  leader.tokens = std::move(request.prompt);
+  r.sequences.push_back(&leader);
+  r.unfinished = 1;
+  waiting_.push_back(leader);
+  ++queue_requests_;
+  queue_tokens_ += prompt_tokens;
+  return admission;
+}
+
+void Scheduler::cancel(RequestId id) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end() || it->second.cancelled) return;
+  it->second.cancelled = true;
+  cancelled_.push_back(id);
+}
+
+void Scheduler::leave_queue(Request& request) {
+  --queue_requests_;
+  queue_tokens_ -= request.prompt_tokens;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Planning
+
+const StepPlan& Scheduler::plan() {
+  CHECK(!plan_open_) << "the last plan was neither committed nor abandoned";
+  plan_.sequences.clear();
+  plan_.sampled.clear();
+  plan_.copies.clear();
+  plan_.taken.clear();
+  plan_.preempted.clear();
+  plan_.cancelled.clear();
+  plan_.tokens = 0;
+  planned_.clear();
+  planned_chunks_.clear();
+  chunks_.clear();
+  drop_cancelled();
+
+  // Sequences with one token to compute (decode) come before chunks of prompts in the budget, but pages go by age
+  // alone: then a victim of preemption, always younger, can never have been planned already.
+  int32_t single_budget = options_.step_tokens_max;
+  const auto singles = std::ranges::count_if(running_, [](const Sequence* s) { return s->uncomputed() == 1; });
+  auto chunk_budget = static_cast<int32_t>(std::max<int64_t>(single_budget - singles, 0));
+  bool stalled = false;
+  for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens it
+    const int32_t uncomputed = running_[i]->uncomputed();
+    int32_t& budget = uncomputed == 1 ? single_budget : chunk_budget;
+    const int32_t tokens = std::min(budget, uncomputed);
+    if (tokens == 0) continue;
+    if (schedule_running(i, tokens)) {
+      budget -= tokens;
+    } else {
+      stalled = true;
+    }
+  }
+  // Nobody is let in while somebody older lacks pages; and who has just been preempted would only take them back.
+  if (plan_.preempted.empty() && !stalled) {
+    while (chunk_budget > 0 && !waiting_.empty()) {
+      Sequence& next = *waiting_.first();
+      if (!try_admit(next, chunk_budget)) break;
+      chunk_budget -= chunks_.empty() || planned_chunks_.back() != &next ? 1 : chunks_.back().tokens;
+    }
+  }
+  assemble_plan();
+  CHECK(!plan_.empty() || requests_.empty()) << "nothing can advance";
+  plan_open_ = !plan_.empty();
+  return plan_;
+}
+
+void Scheduler::drop_cancelled() {
+  if (cancelled_.empty()) return;
+  for (const RequestId id : cancelled_) {
+    const auto it = requests_.find(id);
+    // It may have ended by itself meanwhile, and its id may even be in use again.
+    if (it == requests_.end() || !it->second.cancelled) continue;
+    Request& request = it->second;
+    if (!request.started) leave_queue(request);
+    const std::vector<Sequence*> sequences = request.sequences;
+    for (Sequence* sequence : sequences) {
+      if (sequence == nullptr) continue;
+      if (sequence->state == SequenceState::waiting) waiting_.remove(*sequence);
+      end_sequence(*sequence);
+    }
+    plan_.cancelled.push_back(id);
+  }
+  cancelled_.clear();
+  rebuild_running();
+}
+
+// False if it lacks pages that only older sequences could give.
+bool Scheduler::schedule_running(size_t index, int32_t tokens) {
+  Sequence& sequence = *running_[index];
+  while (pages_lacking(sequence, tokens) > allocator_.available()) {
+    if (index + 1 == running_.size()) return false;
+    preempt_youngest();
+  }
+  take_pages(sequence, tokens);
+  add_to_plan(sequence, tokens);
+  return true;
+}
+
+// Lets the first waiting sequence in, with at most `budget` tokens, if there is room for all the tokens it has.
+bool Scheduler::try_admit(Sequence& sequence, int32_t budget) {
+  Request& request = *sequence.request;
+  if (running_slots_ + request.slots_of_one() > options_.running_sequences_max) return false;
+  // One page for each running sequence is left alone, or the newcomer would be preempted before it has done anything.
+  const auto reserve = static_cast<int64_t>(running_.size());
+  const int64_t available = allocator_.available();
+  // While nothing has changed for the better, a refusal costs no lookup.
+  if (reserve > 0 && available < sequence.pages_wanted + reserve) return false;
+
+  match_prefix(sequence);
+  const auto matched_pages = static_cast<int32_t>(matched_.size());
+  const int32_t matched_tokens = matched_pages * options_.page_tokens;
+  const int32_t dropped_pages = first_page_in_window(matched_tokens);
+  for (int32_t i = dropped_pages; i-- > 0;) allocator_.release(matched_[static_cast<size_t>(i)]);
+  const int64_t lacking =
+      pages_of_one_max(static_cast<int64_t>(sequence.tokens.size())) - (matched_pages - dropped_pages);
+  if (allocator_.available() < lacking + reserve) {
+    CHECK_GT(reserve, 0) << "an accepted request does not fit the empty pool";
+    sequence.pages_wanted = lacking + (available - allocator_.available());
+    for (int32_t i = matched_pages; i-- > dropped_pages;) allocator_.release(matched_[static_cast<size_t>(i)]);
+    return false;
+  }
+
+  waiting_.remove(sequence);
+  sequence.state = SequenceState::running;
+  running_.push_back(&sequence);
+  running_slots_ += request.slots_of_one();
+  if (!request.started) start(request);
+  sequence.computed = matched_tokens;
+  sequence.matched_pages = sequence.published_pages = matched_pages;
+  sequence.dropped_pages = dropped_pages;
+  sequence.pages.assign(static_cast<size_t>(dropped_pages), kNoPage);
+  for (int32_t i = dropped_pages; i < matched_pages; ++i) hold(sequence, matched_[static_cast<size_t>(i)]);
+  const int32_t tokens = std::min(budget, sequence.uncomputed());
+  take_pages(sequence, tokens);
+  add_to_plan(sequence, tokens);
+  return true;
+}
+
+// Pins into matched_ what the prefix cache has of the sequence's tokens, and moves its chain behind that.
+void Scheduler::match_prefix(Sequence& sequence) {
+  matched_.clear();
+  if (!prefix_cache_) return;
+  const Request& request = *sequence.request;
+  sequence.chain = prefix_cache_->root(request.cache_salt);
+  // At least the last token is computed, for its logits; and every one whose logits the client still has to see. A
+  // match ends with a page, so what is computed next is written to a page of the sequence's own.
+  int32_t limit = static_cast<int32_t>(sequence.tokens.size()) - 1;
+  if (request.all_prompt_logits) limit = std::min(limit, sequence.computed_max);
+  prefix_cache_->match_and_pin(std::span(sequence.tokens).first(static_cast<size_t>(limit)), sequence.chain, matched_);
+}
+
+// The first time that a request is given room: it leaves the queue, and its other choices come into being.
+void Scheduler::start(Request& request) {
+  request.started = true;
+  leave_queue(request);
+  for (int32_t choice = 1; choice < request.choices; ++choice) {
+    Sequence& sequence = sequences_.create();
+    sequence.request = &request;
+    sequence.choice = choice;
+    sequence.state = SequenceState::awaiting_fork;
+    request.sequences.push_back(&sequence);
+  }
+  request.unfinished = request.choices;
+  if (!prefix_cache_ || request.all_prompt_logits) return;
+  request.usage.cached_prompt_tokens = static_cast<int64_t>(matched_.size()) * options_.page_tokens;
+  prefix_query_tokens_total_ += request.prompt_tokens;
+  prefix_hit_tokens_total_ += request.usage.cached_prompt_tokens;
+}
+
+// A partial page that others hold too is never written to, but copied first.
+int64_t Scheduler::pages_lacking(const Sequence& sequence, int32_t tokens) const {
+  const int32_t page_tokens = options_.page_tokens;
+  const int64_t lacking =
+      ceil_div(sequence.computed + tokens, page_tokens) - static_cast<int64_t>(sequence.pages.size());
+  if (sequence.computed % page_tokens == 0) return lacking;
+  const PageId partial = sequence.pages[static_cast<size_t>(sequence.computed / page_tokens)];
+  return lacking + (allocator_.references(partial) > 1 ? 1 : 0);
+}
+
+// REQUIRES that they are available.
+void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
+  const int32_t page_tokens = options_.page_tokens;
+  const int32_t partial_tokens = sequence.computed % page_tokens;
+  if (partial_tokens > 0) {
+    const auto index = static_cast<size_t>(sequence.computed / page_tokens);
+    const PageId from = sequence.pages[index];
+    if (allocator_.references(from) > 1) {
+      const PageId to = allocator_.take().value();
+      give_back(sequence, index);
+      sequence.pages[index] = to;
+      sequence.request->pages.add(to, false);
+      allocator_.record_written(to, partial_tokens);
+      plan_.copies.push_back({from, to});
+    }
+  }
+  const int64_t pages = ceil_div(sequence.computed + tokens, page_tokens);
+  while (static_cast<int64_t>(sequence.pages.size()) < pages) {
+    const PageId page = allocator_.take().value();
+    hold(sequence, page);
+    plan_.taken.push_back(page);
+  }
+  sequence.request->pages.note_peak(sequence.request->usage);
+}
+
+void Scheduler::preempt_youngest() {
+  Sequence& sequence = *running_.back();
+  running_.pop_back();
+  running_slots_ -= sequence.request->slots_of_one();
+  give_back_all(sequence);
+  sequence.computed = 0;
+  sequence.matched_pages = sequence.dropped_pages = sequence.published_pages = 0;
+  sequence.pages_wanted = 0;
+  sequence.state = SequenceState::waiting;
+  waiting_.push_front(sequence);
+  plan_.preempted.push_back(sequence.id);
+  ++preemptions_total_;
+}
+
+void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens) {
+  ScheduledSequence scheduled;
+  scheduled.id = sequence.id;
+  scheduled.request = sequence.request->id;
+  scheduled.choice = sequence.choice;
+  scheduled.first_position = sequence.computed;
+  scheduled.tokens = tokens;
+  scheduled.recomputed_tokens = std::clamp(sequence.computed_max - sequence.computed, 0, tokens);
+  if (tokens == sequence.uncomputed()) scheduled.samples = sequence.request->slots_of_one();
+  plan_.tokens += tokens;
+  const bool is_single = sequence.uncomputed() == 1;
+  (is_single ? plan_.sequences : chunks_).push_back(scheduled);
+  (is_single ? planned_ : planned_chunks_).push_back(&sequence);
+}
+
+void Scheduler::assemble_plan() {
+  plan_.sequences.insert(plan_.sequences.end(), chunks_.begin(), chunks_.end());
+  planned_.insert(planned_.end(), planned_chunks_.begin(), planned_chunks_.end());
+  for (size_t i = 0; i < planned_.size(); ++i) {
+    ScheduledSequence& scheduled = plan_.sequences[i];
+    scheduled.sampled_begin = static_cast<int32_t>(plan_.sampled.size());
+    if (scheduled.samples == 0) continue;
+    plan_.sampled.push_back(scheduled.id);
+    const Request& request = *planned_[i]->request;
+    for (int32_t choice = 1; choice < scheduled.samples; ++choice) {
+      plan_.sampled.push_back(request.sequences[static_cast<size_t>(choice)]->id);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Committing
+
+void Scheduler::commit(const StepPlan& plan, std::span<const SampledToken> sampled) {
+  CHECK(plan_open_ && &plan == &plan_) << "this is not the plan in progress";
+  CHECK_EQ(sampled.size(), plan_.sampled.size());
+  for (size_t i = 0; i < sampled.size(); ++i) CHECK(sampled[i].sequence == plan_.sampled[i]) << "sampled token " << i;
+  plan_open_ = false;
+  for (size_t i = 0; i < planned_.size(); ++i) {
+    const ScheduledSequence& scheduled = plan_.sequences[i];
+    Sequence& sequence = *planned_[i];
+    advance(sequence, scheduled);
+    if (scheduled.samples == 0) continue;
+    const auto tokens = sampled.subspan(static_cast<size_t>(scheduled.sampled_begin));
+    if (scheduled.samples > 1) fork(sequence);
+    for (int32_t k = scheduled.samples; k-- > 1;) {  // choice 0 last: with the last choice the request goes
+      append(*sequence.request->sequences[static_cast<size_t>(k)], tokens[static_cast<size_t>(k)]);
+    }
+    append(sequence, tokens[0]);
+  }
+  rebuild_running();
+}
+
+void Scheduler::abandon(const StepPlan& plan) {
+  CHECK(plan_open_ && &plan == &plan_) << "this is not the plan in progress";
+  plan_open_ = false;
+  while (!running_.empty()) preempt_youngest();
+}
+
+void Scheduler::advance(Sequence& sequence, const ScheduledSequence& scheduled) {
+  const int32_t page_tokens = options_.page_tokens;
+  const int32_t end = sequence.computed + scheduled.tokens;
+  for (int32_t position = sequence.computed; position < end;) {
+    const int32_t page = position / page_tokens;
+    const int32_t page_end = std::min(end, (page + 1) * page_tokens);
+    allocator_.record_written(sequence.pages[static_cast<size_t>(page)], page_end - position);
+    position = page_end;
+  }
+  sequence.computed = end;
+  sequence.computed_max = std::max(sequence.computed_max, end);
+  recomputed_tokens_total_ += scheduled.recomputed_tokens;
+  if (prefix_cache_) publish_full_pages(sequence);
+  if (options_.window_tokens > 0) drop_below_window(sequence);
+}
+
+void Scheduler::publish_full_pages(Sequence& sequence) {
+  const auto page_tokens = static_cast<size_t>(options_.page_tokens);
+  while ((static_cast<size_t>(sequence.published_pages) + 1) * page_tokens <= static_cast<size_t>(sequence.computed)) {
+    const auto index = static_cast<size_t>(sequence.published_pages++);
+    const PageId page = sequence.pages[index];
+    const auto tokens = std::span(sequence.tokens).subspan(index * page_tokens, page_tokens);
+    const PageId kept = prefix_cache_->publish(page, tokens, sequence.chain);
+    if (kept == page) continue;
+    sequence.pages[index] = kept;  // the same bits were there already
+    sequence.request->pages.remove(page, false);
+    sequence.request->pages.add(kept, false);
+  }
+}
+
+int32_t Scheduler::first_page_in_window(int32_t position) const {
+  if (options_.window_tokens == 0) return 0;
+  return std::max(position - options_.window_tokens + 1, 0) / options_.page_tokens;
+}
+
+void Scheduler::drop_below_window(Sequence& sequence) {
+  const int32_t first = first_page_in_window(sequence.computed);
+  while (sequence.dropped_pages < first) give_back(sequence, static_cast<size_t>(sequence.dropped_pages++));
+}
+
+// The prompt is computed: the other choices share its pages.
+void Scheduler::fork(Sequence& leader) {
+  Request& request = *leader.request;
+  request.forked = true;  // the slots that the leader kept for the others are theirs now
+  for (int32_t choice = 1; choice < request.choices; ++choice) {
+    Sequence& sequence = *request.sequences[static_cast<size_t>(choice)];
+    sequence.tokens = leader.tokens;
+    sequence.computed = leader.computed;
+    sequence.computed_max = leader.computed_max;
+    sequence.matched_pages = leader.matched_pages;
+    sequence.dropped_pages = leader.dropped_pages;
+    sequence.published_pages = leader.published_pages;
+    sequence.chain = leader.chain;
+    sequence.state = SequenceState::running;
+    for (const PageId page : leader.pages) {
+      if (page != kNoPage) allocator_.add_reference(page);
+      hold(sequence, page);
+    }
+  }
+  const auto place = std::ranges::find(running_, &leader);
+  running_.insert(place + 1, request.sequences.begin() + 1, request.sequences.end());
+}
+
+void Scheduler::append(Sequence& sequence, const SampledToken& sampled) {
+  sequence.tokens.push_back(sampled.token);
+  if (sampled.finished) {
+    end_sequence(sequence);
+    return;
+  }
+  const Request& request = *sequence.request;
+  CHECK_LT(static_cast<int64_t>(sequence.tokens.size()), int64_t{request.prompt_tokens} + request.generated_tokens_max)
+      << "a sequence must finish with its last token";
+}
+
+void Scheduler::rebuild_running() {
+  std::erase_if(running_, [](const Sequence* s) { return s->state != SequenceState::running; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Holding pages
+
+void Scheduler::hold(Sequence& sequence, PageId page) {
+  const bool shared = static_cast<int32_t>(sequence.pages.size()) < sequence.matched_pages;
+  sequence.pages.push_back(page);
+  if (page != kNoPage) sequence.request->pages.add(page, shared);
+}
+
+void Scheduler::give_back(Sequence& sequence, size_t index) {
+  const PageId page = std::exchange(sequence.pages[index], kNoPage);
+  sequence.request->pages.remove(page, static_cast<int32_t>(index) < sequence.matched_pages);
+  allocator_.release(page);
+}
+
+// From the end of the chain, so that the prefix cache evicts leaves before their parents.
+void Scheduler::give_back_all(Sequence& sequence) {
+  for (size_t i = sequence.pages.size(); i-- > static_cast<size_t>(sequence.dropped_pages);) give_back(sequence, i);
+  sequence.pages.clear();
+}
+
+// The sequence leaves; running_ is cleaned by the caller. With the last one goes the request.
+void Scheduler::end_sequence(Sequence& sequence) {
+  Request& request = *sequence.request;
+  if (sequence.state == SequenceState::running) running_slots_ -= request.slots_of_one();
+  give_back_all(sequence);
+  request.sequences[static_cast<size_t>(sequence.choice)] = nullptr;
+  sequences_.destroy(sequence);
+  if (--request.unfinished > 0) return;
+  CHECK_EQ(request.pages.held(), 0);
+  requests_.erase(request.id);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Observation
+
+const PageUsage& Scheduler::usage(RequestId id) const {
+  const auto it = requests_.find(id);
+  CHECK(it != requests_.end()) << "request " << static_cast<int64_t>(id) << " has ended";
+  return it->second.usage;
+}
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats;
+  stats.running_sequences = static_cast<int64_t>(running_.size());
+  stats.waiting_sequences = waiting_.size();
+  stats.queue_requests = queue_requests_;
+  stats.queue_tokens = queue_tokens_;
+  stats.unfinished_requests = static_cast<int64_t>(requests_.size());
+  stats.preemptions_total = preemptions_total_;
+  stats.recomputed_tokens_total = recomputed_tokens_total_;
+  stats.prefix_query_tokens_total = prefix_query_tokens_total_;
+  stats.prefix_hit_tokens_total = prefix_hit_tokens_total_;
+  stats.evictions_total = allocator_.evictions_total();
+  stats.pages = allocator_.counts();
+  stats.live_allocated_tokens = stats.pages.live * options_.page_tokens;
+  stats.live_written_tokens = allocator_.live_written_tokens();
+  return stats;
+}
+
+void Scheduler::check_conserved() const {
+  allocator_.check_conserved();
+  if (prefix_cache_) prefix_cache_->check_conserved();
+
+  std::vector<int32_t> references(static_cast<size_t>(allocator_.total()), 0);
+  int64_t running = 0;
+  int64_t waiting = 0;
+  int64_t slots = 0;
+  int64_t queued = 0;
+  for (const auto& [id, request] : requests_) {
+    queued += request.started ? 0 : 1;
+    int32_t unfinished = 0;
+    std::vector<PageId> distinct;
+    for (const Sequence* sequence : request.sequences) {
+      if (sequence == nullptr) continue;
+      ++unfinished;
+      const bool is_running = sequence->state == SequenceState::running;
+      CHECK(is_running || sequence->pages.empty()) << "a sequence without room holds pages";
+      running += is_running ? 1 : 0;
+      slots += is_running ? request.slots_of_one() : 0;
+      waiting += sequence->state == SequenceState::waiting ? 1 : 0;
+      for (size_t i = 0; i < sequence->pages.size(); ++i) {
+        const PageId page = sequence->pages[i];
+        CHECK_EQ(page == kNoPage, i < static_cast<size_t>(sequence->dropped_pages));
+        if (page == kNoPage) continue;
+        ++references[static_cast<size_t>(index_of(page))];
+        distinct.push_back(page);
+      }
+    }
+    CHECK_EQ(unfinished, request.unfinished);
+    std::ranges::sort(distinct);
+    const auto repeated = std::ranges::unique(distinct);
+    CHECK_EQ(static_cast<int64_t>(repeated.begin() - distinct.begin()), request.pages.held());
+  }
+  for (size_t page = 0; page < references.size(); ++page) {
+    CHECK_EQ(references[page], allocator_.references(PageId{static_cast<int32_t>(page)})) << "page " << page;
+  }
+  CHECK_EQ(running, static_cast<int64_t>(running_.size()));
+  CHECK_EQ(waiting, waiting_.size());
+  CHECK_EQ(slots, running_slots_);
+  CHECK_LE(slots, options_.running_sequences_max);
+  CHECK_EQ(queued, queue_requests_);
+  check_order();
+}
+
+// By age: the running sequences, then the waiting ones; and only the youngest running one has a prompt in progress.
+void Scheduler::check_order() const {
+  const Sequence* previous = nullptr;
+  for (const Sequence* sequence : running_) {
+    CHECK(previous == nullptr || is_older(*previous, *sequence)) << "running sequences out of order";
+    CHECK(plan_open_ || previous == nullptr || previous->uncomputed() == 1) << "two prompts in progress";
+    previous = sequence;
+  }
+  for (const Sequence* sequence = waiting_.first(); sequence != nullptr; sequence = sequence->waiting_next) {
+    CHECK(previous == nullptr || is_older(*previous, *sequence)) << "waiting sequences out of order";
+    previous = sequence;
+  }
+}
+
+}  // namespace headroom
