@@ -12,6 +12,11 @@ std::optional<StreamEvent> TokenStream::next(std::chrono::milliseconds wait_max)
   return event;
 }
 
+void TokenStream::cancel() {
+  if (cancelled_.exchange(true, std::memory_order_acq_rel)) return;
+  if (on_cancel_) on_cancel_();
+}
+
 void TokenStream::push(StreamEvent event) {
   {
     const std::lock_guard lock(mutex_);

@@ -8,14 +8,7 @@
 namespace headroom {
 namespace {
 
-std::string_view type_of_status(int status) {
-  if (status == 401) return "authentication_error";
-  if (status == 403) return "permission_error";
-  if (status == 404) return "not_found_error";
-  if (status == 429) return "rate_limit_error";
-  if (status == 503) return "service_unavailable_error";
-  return status >= 500 ? "internal_server_error" : "invalid_request_error";
-}
+constexpr std::string_view kUnavailableType = "service_unavailable_error";
 
 void write_nullable(JsonWriter* json, std::string_view key, std::string_view value) {
   json->key(key);
@@ -26,10 +19,10 @@ void write_nullable(JsonWriter* json, std::string_view key, std::string_view val
   }
 }
 
-ApiError overloaded(const SubmitError& error, int status, std::string_view code) {
+ApiError refused(const SubmitError& error, int status, std::string_view type, std::string_view code) {
   return {.status = status,
           .message = error.message,
-          .type = std::string(type_of_status(status)),
+          .type = std::string(type),
           .param = "",
           .code = std::string(code),
           .retry_after_seconds = error.retry_after_seconds};
@@ -44,7 +37,7 @@ ApiError invalid_field(std::string_view param, std::string message) {
 ApiError unavailable(std::string message, double retry_after_seconds) {
   return {.status = 503,
           .message = std::move(message),
-          .type = std::string(type_of_status(503)),
+          .type = std::string(kUnavailableType),
           .param = "",
           .code = "unavailable",
           .retry_after_seconds = retry_after_seconds};
@@ -59,9 +52,9 @@ ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int6
               .param = "",
               .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
               .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context_tokens}}};
-    case SubmitError::Kind::queue_full: return overloaded(error, 429, "queue_full");
-    case SubmitError::Kind::draining: return overloaded(error, 503, "draining");
-    case SubmitError::Kind::faulted: return overloaded(error, 503, "engine_faulted");
+    case SubmitError::Kind::queue_full: return refused(error, 429, "rate_limit_error", "queue_full");
+    case SubmitError::Kind::draining: return refused(error, 503, kUnavailableType, "draining");
+    case SubmitError::Kind::faulted: return refused(error, 503, kUnavailableType, "engine_faulted");
   }
   return unavailable("the engine refused the request");
 }
@@ -88,14 +81,6 @@ void respond_with_error(const ApiError& error, HttpResponse* response) {
     const double seconds = std::clamp(std::ceil(*error.retry_after_seconds), 1.0, 3600.0);
     response->headers.emplace_back("Retry-After", std::to_string(static_cast<int64_t>(seconds)));
   }
-}
-
-std::string api_error_body(int status, std::string_view message, std::string_view code) {
-  return api_error_body(ApiError{.status = status,
-                                 .message = std::string(message),
-                                 .type = std::string(type_of_status(status)),
-                                 .param = "",
-                                 .code = std::string(code)});
 }
 
 }  // namespace headroom

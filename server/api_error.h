@@ -34,7 +34,4 @@ ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int6
 std::string api_error_body(const ApiError& error);
 void respond_with_error(const ApiError& error, HttpResponse* response);
 
-// For the front's own answers (401, 404, 405, 413, …): the type follows from the status.
-std::string api_error_body(int status, std::string_view message, std::string_view code = {});
-
 }  // namespace headroom
