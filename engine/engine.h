@@ -1,26 +1,28 @@
 // The engine: takes requests from any thread, runs them in steps on its own thread, and delivers their tokens.
 //
-//   plan → run → commit, until drained.
+//   plan → run → sample → commit, for as long as there is work
 //
 // Threads: submit(), drain(), stats() from any thread; everything else belongs to the engine thread, which owns all mutable state.
 // Invariants: I1–I7 of the README; every accepted request ends in exactly one Finished event, also when the model fails.
 #pragma once
 
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <variant>
 #include <vector>
 
+#include "engine/batch.h"
 #include "engine/model/capacity.h"
 #include "engine/model_runner.h"
 #include "engine/observer.h"
 #include "engine/request.h"
+#include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/token_stream.h"
 
@@ -29,50 +31,98 @@ namespace headroom {
 struct EngineOptions {
   SchedulerOptions scheduler;
   std::vector<TokenId> eos_token_ids;
+  int64_t idle_check_pages_max = 1 << 16;  // when idle, pools of up to this many pages are checked for I1
 };
 
-// A consistent picture of the engine after its latest step.
+// A consistent picture of the engine after its latest step. Totals count since the start.
 struct EngineStats {
   int64_t requests_running = 0, requests_waiting = 0;
   PageCounts pages{};
-  int64_t page_bytes = 0;           // of one page, all layers
-  int64_t mha_page_bytes = 0;
-  int64_t live_tokens = 0;          // slots written in live pages
-  int64_t prompt_tokens = 0, generated_tokens = 0;                 // totals since the start
+  int64_t page_bytes = 0;      // of one page, all layers
+  int64_t mha_page_bytes = 0;  // the same with as many KV heads as query heads
+  int64_t live_tokens = 0;     // slots written in live pages
+  int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t prompt_tokens_cached = 0, prompt_tokens_computed = 0;
   int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;
-  int64_t preemptions = 0, recomputed_tokens = 0;
+  int64_t preemptions = 0, recomputed_tokens = 0, evicted_pages = 0;
   int64_t steps = 0;
   bool draining = false, faulted = false;
-  std::string fault;
-  double seconds_since_step = 0;    // work pending without a step for long means stalled
+  std::string fault;             // what the model failed at
   bool work_pending = false;
+  double seconds_since_step = 0;  // with work pending, a long time means that the model hangs
 };
 
 class Engine {
  public:
-  // `shape` gives bytes to the usage of requests; `observer` (may be null) and `runner` outlive nothing: the engine owns the runner.
+  // Starts the engine thread. `shape` prices the pages for the usage of requests; `observer` may be null.
   Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner> runner, EngineObserver* observer);
-  ~Engine();  // cancels what runs, joins the thread
+  ~Engine();  // aborts what runs and joins the thread
 
   using SubmitResult = std::variant<std::shared_ptr<TokenStream>, SubmitError>;
   SubmitResult submit(GenerateRequest request);
 
-  // No new requests from now on; true when all running ones ended within `grace`, else they are cancelled.
+  // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted.
   bool drain(std::chrono::milliseconds grace);
+
   EngineStats stats() const;
   const EngineOptions& options() const { return options_; }
   int32_t vocab_size() const { return vocab_size_; }
 
  private:
-  struct Live;  // a request in the engine
+  using Clock = std::chrono::steady_clock;
+  struct Live;   // a request in the engine
+  struct Inbox;  // what other threads hand over; shared with the streams, which may outlive the engine
+  struct Draw {
+    std::optional<TokenId> token;  // none: the logits are broken
+    Logprobs logprobs;
+  };
 
+  std::optional<SubmitError> refusal(const GenerateRequest& request) const;
+
+  // Engine thread.
   void thread_main();
-  EngineOptions options_;
-  KvShape shape_;
-  std::unique_ptr<ModelRunner> runner_;
-  EngineObserver* observer_;
-  int32_t vocab_size_;
+  bool take_inbox();  // waits while there is no work; false: stop
+  void admit(std::unique_ptr<Live> live);
+  void step();
+  void run_plan(const StepPlan& plan);
+  void score_prompts(const StepPlan& plan);
+  void score_row(Live& live, int32_t position, std::span<const float> logits);
+  void draw(const StepPlan& plan);
+  Draw draw_choice(const ScheduledSequence& scheduled, int32_t choice, std::span<const float> logits);
+  void settle(const StepPlan& plan);
+  bool settle_choice(Live& live, int32_t choice, Draw& draw);
+  void note_progress(Live& live);
+  std::optional<FinishReason> finish_reason(const Live& live, int32_t choice, TokenId token) const;
+  void end(Live& live, FinishReason reason, const std::string& message);
+  void abort(RequestId id, FinishReason reason, const std::string& message);
+  void abort_all(FinishReason reason, const std::string& message);
+  void deliver_ended();
+  void note_scheduled(const StepPlan& plan);
+  void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
+  void publish_stats(bool stepped);
+  Live* find(RequestId id);
+
+  const EngineOptions options_;
+  const KvShape shape_;
+  const std::unique_ptr<ModelRunner> runner_;
+  EngineObserver* const observer_;
+  const int32_t vocab_size_;
+  const std::shared_ptr<Inbox> inbox_;
+
+  // Engine thread only.
+  Scheduler scheduler_;
+  Sampler sampler_;
+  Batch batch_;
+  std::unordered_map<RequestId, std::unique_ptr<Live>> live_;
+  std::vector<RequestId> ended_;       // since the last step: their last event follows the commit
+  std::vector<Draw> draws_;            // [plan.sampled]
+  std::vector<SampledToken> sampled_;  // [plan.sampled]
+  EngineStats totals_;                        // the counted part of stats_
+
+  mutable std::mutex stats_mutex_;
+  EngineStats stats_;
+  Clock::time_point last_step_;
+  std::thread thread_;
 };
 
 }  // namespace headroom

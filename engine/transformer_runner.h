@@ -1,0 +1,36 @@
+// The real ModelRunner: a transformer and its KV pool on a backend.
+#pragma once
+
+#include <memory>
+
+#include "engine/kv/kv_cache.h"
+#include "engine/model/transformer.h"
+#include "engine/model_runner.h"
+
+namespace headroom {
+
+class TransformerRunner : public ModelRunner {
+ public:
+  // The backend comes along so that it outlives all memory taken from it.
+  TransformerRunner(std::unique_ptr<Backend> backend, std::unique_ptr<KvCache> cache, std::unique_ptr<Transformer> transformer,
+                    int32_t logits_rows_max);
+
+  int32_t vocab_size() const override { return transformer_->config().vocab_size; }
+  void copy_page(PageId from, PageId to) override { cache_->copy_page(from, to); }
+  void run(const BatchView& batch) override { transformer_->forward(batch, cache_->layers()); }
+  Matrix logits(std::span<const int32_t> rows) override;
+  int32_t logits_rows_max() const override { return logits_rows_max_; }
+
+  const KvCache& cache() const { return *cache_; }
+  KvCache& cache() { return *cache_; }
+  const Transformer& transformer() const { return *transformer_; }
+  const Backend& backend() const { return *backend_; }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Transformer> transformer_;
+  int32_t logits_rows_max_;
+};
+
+}  // namespace headroom
