@@ -167,9 +167,9 @@ const StepPlan& Scheduler::plan() {
   // Nobody is let in while somebody older lacks pages; and who has just been preempted would only take them back.
   if (plan_.preempted.empty() && !stalled) {
     while (chunk_budget > 0 && !waiting_.empty()) {
-      Sequence& next = *waiting_.first();
-      if (!try_admit(next, chunk_budget)) break;
-      chunk_budget -= chunks_.empty() || planned_chunks_.back() != &next ? 1 : chunks_.back().tokens;
+      const int32_t tokens = try_admit(*waiting_.first(), chunk_budget);
+      if (tokens == 0) break;
+      chunk_budget -= tokens;
     }
   }
   assemble_plan();
@@ -210,15 +210,16 @@ bool Scheduler::schedule_running(size_t index, int32_t tokens) {
   return true;
 }
 
-// Lets the first waiting sequence in, with at most `budget` tokens, if there is room for all the tokens it has.
-bool Scheduler::try_admit(Sequence& sequence, int32_t budget) {
+// Lets the first waiting sequence in if there is room for all the tokens it has, and plans at most `budget` of them.
+// Returns how many: 0 if it has to wait.
+int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   Request& request = *sequence.request;
-  if (running_slots_ + request.slots_of_one() > options_.running_sequences_max) return false;
+  if (running_slots_ + request.slots_of_one() > options_.running_sequences_max) return 0;
   // One page for each running sequence is left alone, or the newcomer would be preempted before it has done anything.
   const auto reserve = static_cast<int64_t>(running_.size());
   const int64_t available = allocator_.available();
   // While nothing has changed for the better, a refusal costs no lookup.
-  if (reserve > 0 && available < sequence.pages_wanted + reserve) return false;
+  if (reserve > 0 && available < sequence.pages_wanted + reserve) return 0;
 
   match_prefix(sequence);
   const auto matched_pages = static_cast<int32_t>(matched_.size());
@@ -231,7 +232,7 @@ bool Scheduler::try_admit(Sequence& sequence, int32_t budget) {
     CHECK_GT(reserve, 0) << "an accepted request does not fit the empty pool";
     sequence.pages_wanted = lacking + (available - allocator_.available());
     for (int32_t i = matched_pages; i-- > dropped_pages;) allocator_.release(matched_[static_cast<size_t>(i)]);
-    return false;
+    return 0;
   }
 
   waiting_.remove(sequence);
@@ -247,7 +248,7 @@ bool Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   const int32_t tokens = std::min(budget, sequence.uncomputed());
   take_pages(sequence, tokens);
   add_to_plan(sequence, tokens);
-  return true;
+  return tokens;
 }
 
 // Pins into matched_ what the prefix cache has of the sequence's tokens, and moves its chain behind that.
@@ -313,7 +314,6 @@ void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
     hold(sequence, page);
     plan_.taken.push_back(page);
   }
-  sequence.request->pages.note_peak(sequence.request->usage);
 }
 
 void Scheduler::preempt_youngest() {
@@ -350,10 +350,11 @@ void Scheduler::assemble_plan() {
   planned_.insert(planned_.end(), planned_chunks_.begin(), planned_chunks_.end());
   for (size_t i = 0; i < planned_.size(); ++i) {
     ScheduledSequence& scheduled = plan_.sequences[i];
+    Request& request = *planned_[i]->request;
+    request.pages.note_peak(request.usage);  // now that nobody can be preempted any more
     scheduled.sampled_begin = static_cast<int32_t>(plan_.sampled.size());
     if (scheduled.samples == 0) continue;
     plan_.sampled.push_back(scheduled.id);
-    const Request& request = *planned_[i]->request;
     for (int32_t choice = 1; choice < scheduled.samples; ++choice) {
       plan_.sampled.push_back(request.sequences[static_cast<size_t>(choice)]->id);
     }

@@ -171,7 +171,7 @@ class Scheduler {
   // Planning.
   void drop_cancelled();
   bool schedule_running(size_t index, int32_t tokens);
-  bool try_admit(Sequence& sequence, int32_t tokens);
+  int32_t try_admit(Sequence& sequence, int32_t budget);
   void match_prefix(Sequence& sequence);
   void start(Request& request);
   int64_t pages_lacking(const Sequence& sequence, int32_t tokens) const;
