@@ -1,0 +1,27 @@
+// A token's row is a column of lanes in its panel: the tied output matrix serves as the embedding table, stored once.
+#include "kernels/cpu/ops.h"
+
+namespace headroom::cpu {
+namespace {
+
+template <class T, class ToF32>
+void copy_row(float* out, const PackedWeight& table, int32_t token, const ToF32& to_f32) {
+  const T* lane = reinterpret_cast<const T*>(table.panel(token / kPanelRows)) + token % kPanelRows;
+  for (int64_t k = 0; k < table.cols(); ++k) out[k] = to_f32(lane[k * kPanelRows]);
+}
+
+}  // namespace
+
+void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::span<const int32_t> tokens) {
+  pool.for_range(out.rows, rows_per_worker(out.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      switch (table.dtype()) {
+        case DType::kF32: copy_row<float>(out.row(t), table, tokens[t], [](float value) { return value; }); break;
+        case DType::kBF16: copy_row<uint16_t>(out.row(t), table, tokens[t], bf16_to_f32); break;
+        case DType::kF16: copy_row<uint16_t>(out.row(t), table, tokens[t], f16_to_f32); break;
+      }
+    }
+  });
+}
+
+}  // namespace headroom::cpu

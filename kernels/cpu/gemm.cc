@@ -1,0 +1,196 @@
+// out = x · weightᵀ + bias over packed panels. Every output is one chain of fused multiply-adds over k ascending, bias last, whatever
+// the number of rows: few rows read the panels once, straight from memory; many rows widen a block of a panel to fp32 in L1, reuse it
+// for all rows, and carry the chains from block to block.
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/gemm.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headroom {
+namespace HWY_NAMESPACE {
+
+constexpr int kPanelVectors = static_cast<int>(kPanelRows) / kLanes;
+// Rows that the direct kernel holds in registers beside a whole panel.
+constexpr int kDirectRows = kTileRows * kTileVectors * 2 / 3 / kPanelVectors > 0 ? kTileRows * kTileVectors * 2 / 3 / kPanelVectors : 1;
+constexpr int64_t kBlockSteps = 128;     // k of a widened block: 16 KiB, half of L1
+constexpr int64_t kRowsPerBlock = 192;   // rows packed at a time: in L2 up to a K of 1024
+constexpr int64_t kTilesPerBlock = kRowsPerBlock / kTileRows;
+constexpr int64_t kPrefetchBytes = 1024;  // ahead of the panel's reader
+
+// Writes the `count` first of a panel's outputs, bias added.
+HWY_INLINE void store_outputs(float* out, const float* sums, const float* bias, int64_t count) {
+  const DF d;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    VF sum = hn::LoadU(d, sums + i);
+    if (bias != nullptr) sum = hn::Add(sum, hn::LoadU(d, bias + i));
+    hn::StoreU(sum, d, out + i);
+  }
+  for (; i < count; ++i) out[i] = bias != nullptr ? sums[i] + bias[i] : sums[i];
+}
+
+template <DType type, int kRows>
+void direct_panels(Matrix out, Matrix x, const PackedWeight& weight, const float* bias, int64_t first_panel, int64_t last_panel) {
+  const DF d;
+  const int64_t steps = weight.cols();
+  for (int64_t p = first_panel; p < last_panel; ++p) {
+    const Element<type>* w = reinterpret_cast<const Element<type>*>(weight.panel(p));
+    VF acc[kRows][kPanelVectors];
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = hn::Zero(d);
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      hwy::Prefetch(reinterpret_cast<const std::byte*>(w) + kPrefetchBytes);
+      VF widened[kPanelVectors];
+      HEADROOM_UNROLL
+      for (int v = 0; v < kPanelVectors; ++v) widened[v] = load_f32<type>(w + v * kLanes);
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VF value = hn::Set(d, x.data[r * x.stride + k]);
+        HEADROOM_UNROLL
+        for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = hn::MulAdd(value, widened[v], acc[r][v]);
+      }
+      w += kPanelRows;
+    }
+    const int64_t n = p * kPanelRows;
+    const int64_t count = HWY_MIN(kPanelRows, weight.rows() - n);
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HWY_ALIGN float sums[kPanelRows];
+      HEADROOM_UNROLL
+      for (int v = 0; v < kPanelVectors; ++v) hn::Store(acc[r][v], d, sums + v * kLanes);
+      store_outputs(out.row(r) + n, sums, bias == nullptr ? nullptr : bias + n, count);
+    }
+  }
+}
+
+template <DType type>
+void widen_block(float* to, const Element<type>* from, int64_t count) {
+  const DF d;
+  for (int64_t i = 0; i < count; i += kLanes) hn::Store(load_f32<type>(from + i), d, to + i);
+}
+
+// A tile of rows carries its sums [rows][kPanelRows] over one block of k.
+template <int kRows, int kVectors>
+HWY_INLINE void multiply_tile(float* sums, const float* x, const float* w, int64_t steps, bool first) {
+  const DF d;
+  VF acc[kRows][kVectors];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = first ? hn::Zero(d) : hn::Load(d, sums + r * kPanelRows + v * kLanes);
+  }
+  accumulate_tile<kRows, kVectors, 1, kTileRows>(acc, x, w, kPanelRows, static_cast<size_t>(steps));
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) hn::Store(acc[r][v], d, sums + r * kPanelRows + v * kLanes);
+  }
+}
+
+// Rows of tile `i` when `rows` rows are cut into `tiles` tiles of nearly equal height.
+HWY_INLINE int64_t tile_begin(int64_t rows, int64_t tiles, int64_t i) { return rows * i / tiles; }
+
+template <DType type>
+void blocked_panels(Matrix out, const float* packed_x, const PackedWeight& weight, const float* bias, int64_t first_panel,
+                    int64_t last_panel) {
+  HWY_ALIGN float widened[kBlockSteps * kPanelRows];
+  HWY_ALIGN float sums[kRowsPerBlock * kPanelRows];
+  const int64_t cols = weight.cols();
+  const int64_t tiles = (out.rows + kTileRows - 1) / kTileRows;
+  for (int64_t p = first_panel; p < last_panel; ++p) {
+    const Element<type>* w = reinterpret_cast<const Element<type>*>(weight.panel(p));
+    for (int64_t k = 0; k < cols; k += kBlockSteps) {
+      const int64_t steps = HWY_MIN(kBlockSteps, cols - k);
+      widen_block<type>(widened, w + k * kPanelRows, steps * kPanelRows);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t begin = tile_begin(out.rows, tiles, i);
+        const int rows = static_cast<int>(tile_begin(out.rows, tiles, i + 1) - begin);
+        const float* x = packed_x + (i * cols + k) * kTileRows;
+        with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
+          for (int v = 0; v < kPanelVectors; v += kTileVectors) {
+            multiply_tile<decltype(count)::value, kTileVectors>(sums + begin * kPanelRows + v * kLanes, x, widened + v * kLanes, steps,
+                                                                k == 0);
+          }
+        });
+      }
+    }
+    const int64_t n = p * kPanelRows;
+    const int64_t count = HWY_MIN(kPanelRows, weight.rows() - n);
+    for (int64_t r = 0; r < out.rows; ++r) {
+      store_outputs(out.row(r) + n, sums + r * kPanelRows, bias == nullptr ? nullptr : bias + n, count);
+    }
+  }
+}
+
+// Tiles [first, last) of x as [tile][k][kTileRows], so that a step of a tile reads one line.
+void pack_rows(float* packed, Matrix x, int64_t first, int64_t last) {
+  const int64_t tiles = (x.rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t begin = tile_begin(x.rows, tiles, i);
+    const int64_t rows = tile_begin(x.rows, tiles, i + 1) - begin;
+    float* to = packed + i * x.cols * kTileRows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = x.row(begin + r);
+      for (int64_t k = 0; k < x.cols; ++k) to[k * kTileRows + r] = from[k];
+    }
+  }
+}
+
+template <DType type>
+void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, const float* bias) {
+  if (x.rows <= kDirectRows) {
+    pool.for_range(weight.panels(), 1, [&](int64_t begin, int64_t end) {
+      with_static_count<kDirectRows>(static_cast<int>(x.rows), [&](auto rows) HWY_ATTR {
+        direct_panels<type, decltype(rows)::value>(out, x, weight, bias, begin, end);
+      });
+    });
+    return;
+  }
+  for (int64_t first = 0; first < x.rows; first += kRowsPerBlock) {
+    const int64_t rows = HWY_MIN(kRowsPerBlock, x.rows - first);
+    const Matrix x_block(x.row(first), rows, x.cols, x.stride);
+    const Matrix out_block(out.row(first), rows, out.cols, out.stride);
+    float* packed = scratch.reserve(static_cast<size_t>(kTilesPerBlock * kTileRows * x.cols));
+    pool.for_range((rows + kTileRows - 1) / kTileRows, 1,
+                   [&](int64_t begin, int64_t end) { pack_rows(packed, x_block, begin, end); });
+    pool.for_range(weight.panels(), 1, [&](int64_t begin, int64_t end) {
+      blocked_panels<type>(out_block, packed, weight, bias, begin, end);
+    });
+  }
+}
+
+void gemm_any(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, const float* bias) {
+  switch (weight.dtype()) {
+    case DType::kF32: return gemm_of_type<DType::kF32>(pool, scratch, out, x, weight, bias);
+    case DType::kBF16: return gemm_of_type<DType::kBF16>(pool, scratch, out, x, weight, bias);
+    case DType::kF16: return gemm_of_type<DType::kF16>(pool, scratch, out, x, weight, bias);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headroom
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headroom {
+HWY_EXPORT(gemm_any);
+
+namespace cpu {
+
+void gemm(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias) {
+  HWY_DYNAMIC_DISPATCH(gemm_any)(pool, scratch, out, x, weight, bias.empty() ? nullptr : bias.data());
+}
+
+}  // namespace cpu
+}  // namespace headroom
+#endif

@@ -1,0 +1,39 @@
+// A weight [N, K] in panels of kPanelRows output rows: [N / kPanelRows][K][kPanelRows], rows past N zero. K is sequential within a
+// panel, so that a matrix-vector product streams memory in one direction, and one vector register holds one k of several outputs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace headroom {
+
+constexpr int64_t kPanelRows = 32;
+
+class PackedWeight final : public Weight {
+ public:
+  // Stacks the parts by rows. They must have the same cols; parts of different types become fp32.
+  PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool);
+
+  int64_t rows() const override { return rows_; }
+  int64_t cols() const override { return cols_; }
+  size_t bytes() const override { return memory_.bytes(); }
+  DType dtype() const { return dtype_; }
+  int64_t panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
+  const std::byte* panel(int64_t p) const { return memory_.data() + p * panel_bytes(); }
+  size_t panel_bytes() const { return static_cast<size_t>(cols_) * kPanelRows * dtype_bytes(dtype_); }
+
+ private:
+  void pack_panel(std::span<const HostWeight> parts, int64_t p);
+
+  int64_t rows_;
+  int64_t cols_;
+  DType dtype_;
+  CpuMemory memory_;
+};
+
+}  // namespace headroom

@@ -1,0 +1,570 @@
+// Causal attention over pages, prefill and decode alike: softmax(scale · q·kᵀ) · v with an online softmax (Milakov & Gimelshein 2018).
+//
+// A tile is up to kTileQueryRows rows of one sequence and one KV head: all query heads of the group for one or several neighbouring
+// tokens. It walks the pages once; a K or V element is widened to fp32 once for all rows of the tile.
+// Bits: keys are taken in blocks of kBlockKeys at absolute positions, blocks in splits of kSplitKeys at absolute positions, splits are
+// merged in ascending order. A key that a row may not see never enters that row's arithmetic: not as a zero weight either, since
+// 0 · NaN is NaN. So a row's bits depend on its query and the keys that it sees, and on no tile, page size, split across threads.
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/paged_attention.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+
+#include "hwy/highway.h"
+#include "kernels/cpu/simd-inl.h"
+
+#ifndef HEADROOM_KERNELS_CPU_PAGED_ATTENTION_ONCE_
+#define HEADROOM_KERNELS_CPU_PAGED_ATTENTION_ONCE_
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+namespace headroom::cpu {
+
+constexpr int kTileQueryRows = 32;  // the largest group
+constexpr int kBlockKeys = 32;
+constexpr int32_t kSplitKeys = 512;
+static_assert(kSplitKeys % kBlockKeys == 0);
+// From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
+constexpr size_t kTilesPerWorker = 8;
+
+// `tokens` rows from `first_row` on, of one sequence and one KV head.
+struct AttentionTile {
+  const int32_t* page_table;
+  int32_t first_row;
+  int32_t tokens;
+  int32_t kv_head;
+  int32_t first_position;
+
+  int32_t last_position() const { return first_position + tokens - 1; }
+};
+
+// One attention call, as all its tiles see it.
+struct AttentionCall {
+  Matrix out;
+  Matrix qkv;
+  KvLayer layer;
+  BatchView batch;
+  AttentionParams params;
+
+  int group() const { return params.query_heads / params.kv_heads; }
+  int rows(const AttentionTile& tile) const { return tile.tokens * group(); }
+  int64_t padded_dim() const { return (params.head_dim + 15) / 16 * 16; }  // a multiple of every target's vector
+};
+
+// What one row has of the keys seen so far: the largest score, Σ 2^(score − max), and Σ 2^(score − max) · v.
+struct SoftmaxState {
+  float* max;   // [kTileQueryRows]
+  float* sum;   // [kTileQueryRows]
+  float* accumulator;  // [kTileQueryRows, padded_dim]
+
+  SoftmaxState(float* memory) : max(memory), sum(memory + kTileQueryRows), accumulator(memory + 2 * kTileQueryRows) {}
+  static size_t floats(int64_t padded_dim) { return static_cast<size_t>(kTileQueryRows * (2 + padded_dim)); }
+  void clear(int rows, int64_t padded_dim) {
+    std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
+    std::fill(sum, sum + rows, 0.0f);
+    std::fill(accumulator, accumulator + rows * padded_dim, 0.0f);
+  }
+};
+
+// A worker's memory for the tile that it works on.
+struct TileMemory {
+  float* queries;  // [head_dim, kTileQueryRows]: the tile's queries, transposed
+  float* keys;     // [head_dim, kBlockKeys]: the block's keys, transposed
+  float* values;   // [kBlockKeys, padded_dim]
+  float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights
+  SoftmaxState split;
+  SoftmaxState total;
+
+  TileMemory(float* memory, int64_t padded_dim)
+      : queries(memory),
+        keys(queries + padded_dim * kTileQueryRows),
+        values(keys + padded_dim * kBlockKeys),
+        weights(values + padded_dim * kBlockKeys),
+        split(weights + kTileQueryRows * kBlockKeys),
+        total(split.max + SoftmaxState::floats(padded_dim)) {}
+  static size_t floats(int64_t padded_dim) {
+    return static_cast<size_t>(padded_dim * (kTileQueryRows + 2 * kBlockKeys) + kTileQueryRows * kBlockKeys) +
+           2 * SoftmaxState::floats(padded_dim);
+  }
+};
+
+// Positions [begin, end).
+struct KeyRange {
+  int32_t begin;
+  int32_t end;
+  bool empty() const { return begin >= end; }
+  bool operator==(const KeyRange&) const = default;
+};
+
+// The keys of [begin, end) that the row at `position` sees.
+inline KeyRange visible(int32_t position, int32_t window_tokens, int32_t begin, int32_t end) {
+  const int32_t oldest = window_tokens > 0 ? std::max(0, position - window_tokens + 1) : 0;
+  return {std::max(begin, oldest), std::min(end, position + 1)};
+}
+
+// The keys that some row of the tile sees.
+inline KeyRange visible_to_tile(const AttentionTile& tile, int32_t window_tokens) {
+  return {visible(tile.first_position, window_tokens, 0, tile.first_position + 1).begin, tile.last_position() + 1};
+}
+
+}  // namespace headroom::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace headroom {
+namespace HWY_NAMESPACE {
+
+using cpu::AttentionCall;
+using cpu::AttentionTile;
+using cpu::kBlockKeys;
+using cpu::KeyRange;
+using cpu::kTileQueryRows;
+using cpu::SoftmaxState;
+using cpu::TileMemory;
+using cpu::visible;
+
+constexpr int kBlockVectors = kBlockKeys / kLanes;
+
+// Points at the K and V rows of the keys in `range`, at most kBlockKeys of them.
+template <DType type>
+struct BlockRows {
+  const Element<type>* k[kBlockKeys];
+  const Element<type>* v[kBlockKeys];
+
+  BlockRows(const AttentionCall& call, const AttentionTile& tile, KeyRange range) {
+    const KvLayer& layer = call.layer;
+    const int64_t head_elements = int64_t{layer.page_tokens} * layer.head_dim;
+    for (int32_t j = range.begin; j < range.end; ++j) {
+      const int32_t page = tile.page_table[j / layer.page_tokens];
+      const std::byte* data = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
+      const Element<type>* head = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements;
+      k[j - range.begin] = head + int64_t{j % layer.page_tokens} * layer.head_dim;
+      v[j - range.begin] = k[j - range.begin] + layer.kv_heads * head_elements;
+    }
+  }
+};
+
+// to[i][0 .. 4) = element i of four key rows, in squares of four.
+#if HWY_TARGET == HWY_SCALAR
+template <DType type>
+HWY_INLINE void transpose_four_keys(float* to, const Element<type>* const* rows, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; ++i) {
+    for (int j = 0; j < 4; ++j) to[i * kBlockKeys + j] = element_to_f32<type>(rows[j][i]);
+  }
+}
+#else
+template <DType type>
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> load4_f32(const Element<type>* from) {
+  const hn::FixedTag<float, 4> d;
+  if constexpr (type == DType::kF32) {
+    return hn::LoadU(d, from);
+  } else if constexpr (type == DType::kBF16) {
+    const hn::FixedTag<uint32_t, 4> d32;
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(hn::FixedTag<uint16_t, 4>(), from))));
+  } else {
+    return hn::PromoteTo(d, hn::LoadU(hn::FixedTag<hwy::float16_t, 4>(), reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+}
+
+template <DType type>
+HWY_INLINE void transpose_four_keys(float* to, const Element<type>* const* rows, int64_t head_dim) {
+  const hn::FixedTag<float, 4> d4;
+  const hn::FixedTag<uint64_t, 2> d64;
+  for (int64_t i = 0; i < head_dim; i += 4) {
+    const auto a = load4_f32<type>(rows[0] + i);
+    const auto b = load4_f32<type>(rows[1] + i);
+    const auto c = load4_f32<type>(rows[2] + i);
+    const auto d = load4_f32<type>(rows[3] + i);
+    const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d4, a, b));
+    const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d4, a, b));
+    const auto cd_low = hn::BitCast(d64, hn::InterleaveLower(d4, c, d));
+    const auto cd_high = hn::BitCast(d64, hn::InterleaveUpper(d4, c, d));
+    hn::Store(hn::BitCast(d4, hn::InterleaveLower(d64, ab_low, cd_low)), d4, to + (i + 0) * kBlockKeys);
+    hn::Store(hn::BitCast(d4, hn::InterleaveUpper(d64, ab_low, cd_low)), d4, to + (i + 1) * kBlockKeys);
+    hn::Store(hn::BitCast(d4, hn::InterleaveLower(d64, ab_high, cd_high)), d4, to + (i + 2) * kBlockKeys);
+    hn::Store(hn::BitCast(d4, hn::InterleaveUpper(d64, ab_high, cd_high)), d4, to + (i + 3) * kBlockKeys);
+  }
+}
+
+#endif
+
+// The block's keys of `range`, transposed to [head_dim][kBlockKeys] at their places in the block; the lanes of other keys hold
+// anything finite and are masked later.
+template <DType type>
+void load_keys(float* to, const BlockRows<type>& rows, KeyRange range, int32_t block, int64_t head_dim) {
+  for (int32_t j = block / 4 * 4; j < block + kBlockKeys; j += 4) {
+    if (j + 4 <= range.begin || j >= range.end) continue;
+    const Element<type>* four[4];
+    for (int32_t i = 0; i < 4; ++i) four[i] = rows.k[std::clamp(j + i, range.begin, range.end - 1) - range.begin];
+    transpose_four_keys<type>(to + (j - block), four, head_dim);
+  }
+}
+
+// The values of `range` as rows [kBlockKeys][padded_dim] at their places in the block.
+template <DType type>
+void load_values(float* to, const BlockRows<type>& rows, KeyRange range, int32_t block, int64_t head_dim, int64_t padded_dim) {
+  const DF d;
+  for (int32_t j = range.begin; j < range.end; ++j) {
+    const Element<type>* from = rows.v[j - range.begin];
+    float* row = to + (j - block) * padded_dim;
+    int64_t i = 0;
+    for (; i + kLanes <= head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
+    for (; i < head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
+  }
+}
+
+// weights[r][j] = q[r] · k[j] over the whole block.
+template <int kRows>
+void score_rows(float* weights, const float* queries, const float* keys, int64_t head_dim) {
+  const DF d;
+  constexpr int kVectors = kTileVectors < kBlockVectors ? kTileVectors : kBlockVectors;
+  for (int first = 0; first < kBlockVectors; first += kVectors) {
+    VF acc[kRows][kVectors];
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
+    }
+    accumulate_tile<kRows, kVectors, 1, kTileQueryRows>(acc, queries, keys + first * kLanes, kBlockKeys, static_cast<size_t>(head_dim));
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) hn::Store(acc[r][v], d, weights + r * kBlockKeys + (first + v) * kLanes);
+    }
+  }
+}
+
+// accumulator[r] = accumulator[r] · decay[r] + Σ over `steps` keys of weights[r][j] · values[j].
+template <int kRows, int kVectors>
+HWY_INLINE void mix_columns(float* accumulator, const float* decay, const float* weights, const float* values, int32_t steps,
+                            int64_t padded_dim) {
+  const DF d;
+  VF acc[kRows][kVectors];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const VF factor = hn::Set(d, decay[r]);
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + v * kLanes), factor);
+  }
+  accumulate_tile<kRows, kVectors, kBlockKeys, 1>(acc, weights, values, static_cast<size_t>(padded_dim), static_cast<size_t>(steps));
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) hn::Store(acc[r][v], d, accumulator + r * padded_dim + v * kLanes);
+  }
+}
+
+template <int kRows>
+void mix_rows(float* accumulator, const float* decay, const float* weights, const float* values, int32_t steps, int64_t padded_dim) {
+  int64_t i = 0;
+  for (; i + kTileVectors * kLanes <= padded_dim; i += kTileVectors * kLanes) {
+    mix_columns<kRows, kTileVectors>(accumulator + i, decay, weights, values + i, steps, padded_dim);
+  }
+  for (; i < padded_dim; i += kLanes) {
+    mix_columns<kRows, 1>(accumulator + i, decay, weights, values + i, steps, padded_dim);
+  }
+}
+
+// Calls body(first_row, static count) on register tiles of nearly equal height that cover [begin, end).
+template <class Body>
+HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {
+  const int rows = end - begin;
+  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int i = 0; i < tiles; ++i) {
+    const int first = begin + rows * i / tiles;
+    const int next = begin + rows * (i + 1) / tiles;
+    with_static_count<kTileRows>(next - first, [&](auto count) HWY_ATTR { body(first, count); });
+  }
+}
+
+// The mask of the keys of `range` in vector v of the block.
+HWY_INLINE hn::Mask<DF> key_mask(int v, int32_t block, KeyRange range) {
+  const hn::RebindToSigned<DF> di;
+  const DF d;
+  const auto position = hn::Iota(di, block + v * kLanes);
+  const auto outside = hn::Or(hn::Lt(position, hn::Set(di, range.begin)), hn::Gt(position, hn::Set(di, range.end - 1)));
+  return hn::RebindMask(d, hn::Not(outside));
+}
+
+// Scales and masks the scores of one row and raises its maximum; returns old maximum − new maximum.
+HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, int32_t block, KeyRange range) {
+  const DF d;
+  const VF scale = hn::Set(d, scale_log2);
+  const VF none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  VF largest = none;
+  HEADROOM_UNROLL
+  for (int v = 0; v < kBlockVectors; ++v) {
+    const VF score = hn::IfThenElse(key_mask(v, block, range), hn::Mul(hn::Load(d, scores + v * kLanes), scale), none);
+    hn::Store(score, d, scores + v * kLanes);
+    largest = hn::Max(largest, score);
+  }
+  const float old_maximum = *maximum;
+  *maximum = std::max(old_maximum, hn::GetLane(hn::MaxOfLanes(d, largest)));
+  return old_maximum - *maximum;
+}
+
+// Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`; returns their sum.
+HWY_INLINE float weigh(float* scores, float maximum, int32_t block, KeyRange range) {
+  const DF d;
+  const VF shift = hn::Set(d, maximum);
+  VF sum = hn::Zero(d);
+  HEADROOM_UNROLL
+  for (int v = 0; v < kBlockVectors; ++v) {
+    const VF weight = exp2_nonpositive(hn::Sub(hn::Load(d, scores + v * kLanes), shift));
+    const VF masked = hn::IfThenElseZero(key_mask(v, block, range), weight);
+    hn::Store(masked, d, scores + v * kLanes);
+    sum = hn::Add(sum, masked);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+HWY_INLINE void exp2_rows(float* values) {
+  const DF d;
+  for (int r = 0; r < kTileQueryRows; r += kLanes) hn::Store(exp2_nonpositive(hn::Load(d, values + r)), d, values + r);
+}
+
+// Takes one block of keys into the split's state of every row that sees some of them.
+template <DType type>
+void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range) {
+  const int64_t head_dim = call.params.head_dim;
+  const int64_t padded_dim = call.padded_dim();
+  const int group = call.group();
+  const float scale_log2 = call.params.scale * 1.44269504f;
+  const BlockRows<type> rows(call, tile, block_range);
+  load_keys<type>(memory.keys, rows, block_range, block, head_dim);
+  for_register_tiles(0, call.rows(tile), [&](int first, auto count) HWY_ATTR {
+    score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, head_dim);
+  });
+
+  KeyRange ranges[kTileQueryRows];
+  HWY_ALIGN float decay[kTileQueryRows] = {};
+  bool uniform = true;
+  for (int32_t t = 0; t < tile.tokens; ++t) {
+    ranges[t] = visible(tile.first_position + t, call.params.window_tokens, block_range.begin, block_range.end);
+    uniform &= ranges[t] == ranges[0];
+    if (ranges[t].empty()) continue;
+    for (int r = t * group; r < (t + 1) * group; ++r) {
+      decay[r] = raise_maximum(memory.weights + r * kBlockKeys, memory.split.max + r, scale_log2, block, ranges[t]);
+    }
+  }
+  exp2_rows(decay);
+  for (int32_t t = 0; t < tile.tokens; ++t) {
+    if (ranges[t].empty()) continue;
+    for (int r = t * group; r < (t + 1) * group; ++r) {
+      const float added = weigh(memory.weights + r * kBlockKeys, memory.split.max[r], block, ranges[t]);
+      memory.split.sum[r] = memory.split.sum[r] * decay[r] + added;
+    }
+  }
+
+  load_values<type>(memory.values, rows, block_range, block, head_dim, padded_dim);
+  // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has its own.
+  const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
+  for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
+    if (ranges[t].empty()) continue;
+    const int32_t begin = ranges[t].begin - block;
+    const int32_t steps = ranges[t].end - ranges[t].begin;
+    for_register_tiles(t * group, (t + tokens_per_pass) * group, [&](int first, auto count) HWY_ATTR {
+      mix_rows<decltype(count)::value>(memory.split.accumulator + first * padded_dim, decay + first,
+                                       memory.weights + first * kBlockKeys + begin, memory.values + begin * padded_dim, steps,
+                                       padded_dim);
+    });
+  }
+}
+
+// The state of all rows over the keys of one split.
+template <DType type>
+void attend_split(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t split) {
+  memory.split.clear(call.rows(tile), call.padded_dim());
+  const KeyRange seen = cpu::visible_to_tile(tile, call.params.window_tokens);
+  const int32_t end = std::min((split + 1) * cpu::kSplitKeys, seen.end);
+  for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
+    const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
+    if (!range.empty()) attend_block<type>(call, tile, memory, block, range);
+  }
+}
+
+// Merges the state of the next split into `total`, row by row where the row saw keys of that split.
+void merge_split(const AttentionCall& call, const AttentionTile& tile, SoftmaxState total, SoftmaxState split, int32_t split_index) {
+  const DF d;
+  const int64_t padded_dim = call.padded_dim();
+  const int32_t begin = split_index * cpu::kSplitKeys;
+  HWY_ALIGN float old_factor[kTileQueryRows] = {};
+  HWY_ALIGN float new_factor[kTileQueryRows] = {};
+  const int rows = call.rows(tile);
+  for (int r = 0; r < rows; ++r) {
+    const float maximum = std::max(total.max[r], split.max[r]);
+    old_factor[r] = total.max[r] - maximum;
+    new_factor[r] = split.max[r] - maximum;
+  }
+  exp2_rows(old_factor);
+  exp2_rows(new_factor);
+  for (int r = 0; r < rows; ++r) {
+    const int32_t position = tile.first_position + r / call.group();
+    if (visible(position, call.params.window_tokens, begin, begin + cpu::kSplitKeys).empty()) continue;
+    total.max[r] = std::max(total.max[r], split.max[r]);
+    total.sum[r] = total.sum[r] * old_factor[r] + split.sum[r] * new_factor[r];
+    const VF old_factors = hn::Set(d, old_factor[r]);
+    const VF new_factors = hn::Set(d, new_factor[r]);
+    for (int64_t i = r * padded_dim; i < (r + 1) * padded_dim; i += kLanes) {
+      const VF old_part = hn::Mul(hn::Load(d, total.accumulator + i), old_factors);
+      hn::Store(hn::MulAdd(hn::Load(d, split.accumulator + i), new_factors, old_part), d, total.accumulator + i);
+    }
+  }
+}
+
+void load_queries(const AttentionCall& call, const AttentionTile& tile, float* queries) {
+  const int group = call.group();
+  for (int r = 0; r < call.rows(tile); ++r) {
+    const int64_t head = int64_t{tile.kv_head} * group + r % group;
+    const float* q = call.qkv.row(tile.first_row + r / group) + head * call.params.head_dim;
+    for (int64_t i = 0; i < call.params.head_dim; ++i) queries[i * kTileQueryRows + r] = q[i];
+  }
+}
+
+void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxState total) {
+  const int group = call.group();
+  for (int r = 0; r < call.rows(tile); ++r) {
+    const int64_t head = int64_t{tile.kv_head} * group + r % group;
+    float* out = call.out.row(tile.first_row + r / group) + head * call.params.head_dim;
+    const float* sums = total.accumulator + r * call.padded_dim();
+    const float inverse = 1.0f / total.sum[r];
+    for (int64_t i = 0; i < call.params.head_dim; ++i) out[i] = sums[i] * inverse;
+  }
+}
+
+void attend_split_any(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t split) {
+  switch (call.layer.dtype) {
+    case DType::kF32: return attend_split<DType::kF32>(call, tile, memory, split);
+    case DType::kBF16: return attend_split<DType::kBF16>(call, tile, memory, split);
+    case DType::kF16: return attend_split<DType::kF16>(call, tile, memory, split);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headroom
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headroom {
+HWY_EXPORT(attend_split_any);
+HWY_EXPORT(merge_split);
+HWY_EXPORT(load_queries);
+HWY_EXPORT(store_rows);
+
+namespace cpu {
+namespace {
+
+struct SplitRange {
+  int32_t begin;
+  int32_t end;
+};
+SplitRange splits_of(const AttentionTile& tile, int32_t window_tokens) {
+  const KeyRange seen = visible_to_tile(tile, window_tokens);
+  return {seen.begin / kSplitKeys, (seen.end + kSplitKeys - 1) / kSplitKeys};
+}
+
+std::vector<AttentionTile> cut_tiles(const AttentionCall& call) {
+  const BatchView& batch = call.batch;
+  const int32_t tokens_per_tile = std::max(1, kTileQueryRows / call.group());
+  std::vector<AttentionTile> tiles;
+  for (size_t s = 0; s + 1 < batch.sequence_first_row.size(); ++s) {
+    const int32_t* page_table = batch.page_tables.data() + batch.page_table_begin[s];
+    for (int32_t row = batch.sequence_first_row[s]; row < batch.sequence_first_row[s + 1]; row += tokens_per_tile) {
+      const int32_t tokens = std::min(tokens_per_tile, batch.sequence_first_row[s + 1] - row);
+      for (int32_t g = 0; g < call.params.kv_heads; ++g) tiles.push_back({page_table, row, tokens, g, batch.positions[row]});
+    }
+  }
+  return tiles;
+}
+
+// Whole tiles to whichever worker is free: enough of them to go round.
+void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles, float* worker_memory) {
+  const size_t memory_floats = TileMemory::floats(call.padded_dim());
+  std::atomic<size_t> next{0};
+  const auto body = [&](int worker) {
+    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
+    for (size_t i = next.fetch_add(1); i < tiles.size(); i = next.fetch_add(1)) {
+      HWY_DYNAMIC_DISPATCH(load_queries)(call, tiles[i], memory.queries);
+      memory.total.clear(call.rows(tiles[i]), call.padded_dim());
+      const SplitRange splits = splits_of(tiles[i], call.params.window_tokens);
+      for (int32_t split = splits.begin; split < splits.end; ++split) {
+        HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[i], memory, split);
+        HWY_DYNAMIC_DISPATCH(merge_split)(call, tiles[i], memory.total, memory.split, split);
+      }
+      HWY_DYNAMIC_DISPATCH(store_rows)(call, tiles[i], memory.total);
+    }
+  };
+  if (tiles.size() == 1) return body(0);
+  pool.run(body);
+}
+
+// Few tiles and long contexts: the splits go round, then each tile merges its own in ascending order.
+void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles, float* worker_memory,
+                   Scratch& partials) {
+  struct Part {
+    size_t tile;
+    int32_t split;
+  };
+  std::vector<Part> parts;
+  std::vector<size_t> first_part;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    first_part.push_back(parts.size());
+    const SplitRange splits = splits_of(tiles[i], call.params.window_tokens);
+    for (int32_t split = splits.begin; split < splits.end; ++split) parts.push_back({i, split});
+  }
+  first_part.push_back(parts.size());
+  const size_t state_floats = SoftmaxState::floats(call.padded_dim());
+  const size_t memory_floats = TileMemory::floats(call.padded_dim());
+  float* states = partials.reserve(parts.size() * state_floats);
+  std::atomic<size_t> next_part{0};
+  pool.run([&](int worker) {
+    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
+    for (size_t i = next_part.fetch_add(1); i < parts.size(); i = next_part.fetch_add(1)) {
+      const AttentionTile& tile = tiles[parts[i].tile];
+      memory.split = SoftmaxState(states + i * state_floats);
+      HWY_DYNAMIC_DISPATCH(load_queries)(call, tile, memory.queries);
+      HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tile, memory, parts[i].split);
+    }
+  });
+  std::atomic<size_t> next_tile{0};
+  pool.run([&](int worker) {
+    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
+    for (size_t i = next_tile.fetch_add(1); i < tiles.size(); i = next_tile.fetch_add(1)) {
+      memory.total.clear(call.rows(tiles[i]), call.padded_dim());
+      for (size_t part = first_part[i]; part < first_part[i + 1]; ++part) {
+        const SoftmaxState split(states + part * state_floats);
+        HWY_DYNAMIC_DISPATCH(merge_split)(call, tiles[i], memory.total, split, parts[part].split);
+      }
+      HWY_DYNAMIC_DISPATCH(store_rows)(call, tiles[i], memory.total);
+    }
+  });
+}
+
+}  // namespace
+
+void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                     const AttentionParams& params) {
+  const AttentionCall call{out, qkv, layer, batch, params};
+  const std::vector<AttentionTile> tiles = cut_tiles(call);
+  if (tiles.empty()) return;
+  const size_t workers = static_cast<size_t>(pool.threads());
+  float* worker_memory = scratch.workers.reserve(workers * TileMemory::floats(call.padded_dim()));
+  int64_t splits = 0;
+  for (const AttentionTile& tile : tiles) {
+    const SplitRange range = splits_of(tile, params.window_tokens);
+    splits += range.end - range.begin;
+  }
+  const bool tiles_go_round = workers == 1 || tiles.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
+  if (tiles_go_round) {
+    attend_tiles(pool, call, tiles, worker_memory);
+  } else {
+    attend_splits(pool, call, tiles, worker_memory, scratch.partials);
+  }
+}
+
+}  // namespace cpu
+}  // namespace headroom
+#endif

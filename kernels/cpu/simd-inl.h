@@ -1,0 +1,133 @@
+// What the kernels share, compiled once per SIMD target: loads that widen to fp32, exp, and the register tile.
+//
+// Every function here is lane-wise or sums in an order fixed by its arguments' shapes, so that bits do not depend on the batch.
+#if defined(HEADROOM_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADROOM_KERNELS_CPU_SIMD_INL_H_
+#undef HEADROOM_KERNELS_CPU_SIMD_INL_H_
+#else
+#define HEADROOM_KERNELS_CPU_SIMD_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/dtype.h"
+
+#if defined(__clang__)
+#define HEADROOM_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define HEADROOM_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace headroom {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using VF = hn::Vec<DF>;
+constexpr int kLanes = static_cast<int>(HWY_MAX_BYTES / sizeof(float));
+
+// The shape of a register tile: rows · vectors accumulators, with room left for the operands.
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+constexpr int kTileVectors = 2;  // 32 registers
+constexpr int kTileRows = 12;
+#elif HWY_ARCH_ARM_A64
+constexpr int kTileVectors = 4;  // 32 registers
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileVectors = 2;  // 16 registers
+constexpr int kTileRows = 6;
+#endif
+
+// The stored form of an element type.
+template <DType type>
+struct Stored {
+  using Element = uint16_t;
+};
+template <>
+struct Stored<DType::kF32> {
+  using Element = float;
+};
+template <DType type>
+using Element = typename Stored<type>::Element;
+
+// kLanes elements at `from` (any alignment) as fp32.
+template <DType type>
+HWY_INLINE VF load_f32(const Element<type>* from) {
+  const DF d;
+  if constexpr (type == DType::kF32) {
+    return hn::LoadU(d, from);
+  } else if constexpr (type == DType::kBF16) {
+    const hn::Rebind<uint16_t, DF> d16;
+    const hn::RebindToUnsigned<DF> d32;
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, from))));
+  } else {
+    const hn::Rebind<hwy::float16_t, DF> d16;
+    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+}
+
+template <DType type>
+HWY_INLINE float element_to_f32(Element<type> element) {
+  if constexpr (type == DType::kF32) return element;
+  if constexpr (type == DType::kBF16) return bf16_to_f32(element);
+  if constexpr (type == DType::kF16) return f16_to_f32(element);
+}
+
+// 2^x for x <= 0, at most 2 ulp off; exactly 1 at 0, exactly 0 below -126; NaN stays NaN, so that a read of a slot that was never
+// written shows.
+HWY_INLINE VF exp2_nonpositive(VF x) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const VF whole = hn::Round(x);
+  const VF f = hn::Sub(x, whole);  // [-0.5, 0.5]
+  // Minimax polynomial of 2^f with the constant term fixed at 1; relative error 2^-27 before rounding.
+  VF p = hn::Set(d, 1.5403530e-4f);
+  p = hn::MulAdd(p, f, hn::Set(d, 1.3333558e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 9.6181291e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.5504109e-2f));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.4022651e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.9314718e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127)));
+  const VF result = hn::Mul(p, hn::BitCast(d, exponent));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Zero(d), result);
+}
+
+// acc[r][v] += a[k·kAStep + r·kARow] · b[k·b_stride + v·kLanes], k ascending: one chain of fused multiply-adds per output.
+template <int kRows, int kVectors, int kARow, int kAStep>
+HWY_INLINE void accumulate_tile(VF (&acc)[kRows][kVectors], const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
+                                size_t b_stride, size_t steps) {
+  const DF d;
+  for (size_t k = 0; k < steps; ++k) {
+    VF w[kVectors];
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) w[v] = hn::LoadU(d, b + v * kLanes);
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const VF x = hn::Set(d, a[r * kARow]);
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::MulAdd(x, w[v], acc[r][v]);
+    }
+    a += kAStep;
+    b += b_stride;
+  }
+}
+
+// Calls body(std::integral_constant<int, n>) for the n in 1..kMax that equals `count`.
+template <int kMax, class Body>
+HWY_INLINE void with_static_count(int count, const Body& body) {
+  if constexpr (kMax > 1) {
+    if (count < kMax) return with_static_count<kMax - 1>(count, body);
+  }
+  body(std::integral_constant<int, kMax>());
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headroom
+HWY_AFTER_NAMESPACE();
+
+#endif

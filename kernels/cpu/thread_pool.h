@@ -1,0 +1,76 @@
+// A fixed set of threads that run one task together, built for tasks of microseconds.
+//
+// Threads: run() belongs to the thread that made the pool; it takes part as worker 0 and returns when all workers are done.
+//   Between tasks the workers spin for a short while, so that the next op of a step starts within a microsecond, then sleep.
+// The pool decides who computes a row, never how: no result may depend on the worker or on their number.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace headroom {
+
+// Physical cores that this process may use, after CPU affinity and the cgroup's CPU quota; at least 1.
+int usable_physical_cores();
+
+class ThreadPool {
+ public:
+  // threads counts the caller's too. Throws std::runtime_error if the system refuses a thread.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Calls body(worker) on every worker, worker in [0, threads()). Tasks do not nest. What a body throws is thrown here, once all
+  // workers are done.
+  template <class Body>
+  void run(const Body& body) {
+    if (threads_ == 1) return body(0);
+    run_task(Task{[](const void* context, int worker) { (*static_cast<const Body*>(context))(worker); }, &body});
+  }
+
+  // Calls body(begin, end) on contiguous parts of [0, count), one part per worker, each part a multiple of `grain` long except the
+  // last. Runs on the caller alone where there is one part.
+  template <class Body>
+  void for_range(int64_t count, int64_t grain, const Body& body) {
+    const int64_t grains = (count + grain - 1) / grain;
+    if (threads_ == 1 || grains <= 1) {
+      if (count > 0) body(int64_t{0}, count);
+      return;
+    }
+    run([&](int worker) {
+      const int64_t begin = grains * worker / threads_ * grain;
+      const int64_t end = std::min(count, grains * (worker + 1) / threads_ * grain);
+      if (begin < end) body(begin, end);
+    });
+  }
+
+ private:
+  struct Task {
+    void (*call)(const void* context, int worker) = nullptr;
+    const void* context = nullptr;
+  };
+  void run_task(Task task);
+  void work(int worker);
+  void call_contained(Task task, int worker);
+  void stop();
+
+  const int threads_;
+  Task task_;                                      // written before generation_ advances
+  alignas(64) std::atomic<uint32_t> generation_{0};  // advances with every task
+  alignas(64) std::atomic<int> unfinished_{0};       // workers still in the current task, without the caller
+  std::atomic<bool> stopping_{false};
+  std::mutex error_mutex_;
+  std::exception_ptr error_;  // the first that a body threw
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace headroom

@@ -1,0 +1,125 @@
+// The oracle of the kernel tests: every op written naively in float64, from the definition and not from the kernels, plus what the
+// tests share to build inputs. Inputs are rounded to the stored type first, so that the tolerance covers arithmetic alone.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace headroom::reference {
+
+inline float round_to(DType type, float value) {
+  switch (type) {
+    case DType::kF32: return value;
+    case DType::kBF16: return bf16_to_f32(f32_to_bf16(value));
+    case DType::kF16: return f16_to_f32(f32_to_f16(value));
+  }
+  return value;
+}
+
+inline std::vector<float> random_floats(size_t count, uint64_t seed, float scale = 1.0f, DType type = DType::kF32) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(count);
+  for (float& value : values) value = round_to(type, normal(random));
+  return values;
+}
+
+// `values`, which are exact in `type`, as a checkpoint stores them.
+inline std::vector<std::byte> stored(std::span<const float> values, DType type) {
+  std::vector<std::byte> bytes(values.size() * dtype_bytes(type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (type == DType::kF32) {
+      std::memcpy(&bytes[i * 4], &values[i], 4);
+    } else {
+      const uint16_t half = type == DType::kBF16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
+      std::memcpy(&bytes[i * 2], &half, 2);
+    }
+  }
+  return bytes;
+}
+
+inline float load_stored(const std::byte* from, DType type) {
+  if (type == DType::kF32) {
+    float value;
+    std::memcpy(&value, from, 4);
+    return value;
+  }
+  uint16_t half;
+  std::memcpy(&half, from, 2);
+  return type == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+// Contents as bits, so that comparing them tells -0 from 0 and NaN equals itself.
+inline std::vector<uint32_t> bits(std::span<const float> values) {
+  std::vector<uint32_t> result(values.size());
+  std::memcpy(result.data(), values.data(), values.size() * 4);
+  return result;
+}
+
+inline double largest_difference(std::span<const float> values, std::span<const double> expected) {
+  double largest = 0.0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double difference = std::abs(values[i] - expected[i]);
+    if (!(difference <= largest)) largest = difference;  // NaN wins and stays
+    if (std::isnan(largest)) return std::numeric_limits<double>::infinity();
+  }
+  return largest;
+}
+
+// [T, N] = [T, K] · [N, K]ᵀ + [N]
+inline std::vector<double> gemm(std::span<const float> x, std::span<const float> weight, std::span<const float> bias, int64_t rows,
+                                int64_t outputs, int64_t inputs) {
+  std::vector<double> out(static_cast<size_t>(rows * outputs));
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      double sum = bias.empty() ? 0.0 : bias[n];
+      for (int64_t k = 0; k < inputs; ++k) sum += static_cast<double>(x[t * inputs + k]) * weight[n * inputs + k];
+      out[t * outputs + n] = sum;
+    }
+  }
+  return out;
+}
+
+inline std::vector<double> rmsnorm(std::span<const float> x, std::span<const float> weight, double eps) {
+  const size_t dim = weight.size();
+  std::vector<double> out(x.size());
+  for (size_t row = 0; row < x.size(); row += dim) {
+    double squares = 0.0;
+    for (size_t i = 0; i < dim; ++i) squares += static_cast<double>(x[row + i]) * x[row + i];
+    for (size_t i = 0; i < dim; ++i) out[row + i] = x[row + i] / std::sqrt(squares / static_cast<double>(dim) + eps) * weight[i];
+  }
+  return out;
+}
+
+// Attention of one query over a list of keys and values [count, head_dim]; the list holds what the query may see and nothing else.
+inline std::vector<double> attend(std::span<const float> query, const std::vector<std::vector<float>>& keys,
+                                  const std::vector<std::vector<float>>& values, double scale) {
+  std::vector<double> scores;
+  for (const std::vector<float>& key : keys) {
+    double score = 0.0;
+    for (size_t i = 0; i < query.size(); ++i) score += static_cast<double>(query[i]) * key[i];
+    scores.push_back(score * scale);
+  }
+  double largest = -std::numeric_limits<double>::infinity();
+  for (const double score : scores) largest = std::max(largest, score);
+  double sum = 0.0;
+  std::vector<double> out(query.size());
+  for (size_t j = 0; j < scores.size(); ++j) {
+    const double weight = std::exp(scores[j] - largest);
+    sum += weight;
+    for (size_t i = 0; i < query.size(); ++i) out[i] += weight * values[j][i];
+  }
+  for (double& value : out) value /= sum;
+  return out;
+}
+
+}  // namespace headroom::reference
