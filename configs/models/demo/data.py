@@ -313,6 +313,36 @@ def batch(encoder: Encoder, seed: str, length: int, count: int, mixture: dict[st
     return ids, weights
 
 
+def count_tokens(text: str) -> int:
+    """Every piece of the closed vocabulary is one token, so that tests need no tokenizer to aim at a length."""
+    return len(Encoder.PIECES.findall(text))
+
+
+def needle_case(seed: str, length: int, depth: float, facts_count: int = 4) -> tuple[str, str]:
+    """(prompt of about `length` tokens, answer): held-out facts in a story, the asked one at `depth` (0 first, 1 last)."""
+    rng = random.Random(f"needle/{seed}/{length}/{depth}")
+    facts = draw_facts(rng, facts_count, NAMES, WORDS, test=True)
+    as_text = [FACTS[style].format(name=name, word=word) for name, word, style in facts]
+    question = FACTS[facts[0][2]].format(name=facts[0][0], word="").rstrip(" .")
+    tale, sentences = Story(rng), []
+    room = length - count_tokens(question) - sum(count_tokens(text) for text in as_text)
+    while room >= 8:
+        sentences.append(tale.middle())
+        room -= count_tokens(sentences[-1])
+    for text in as_text[1:]:  # the other facts anywhere
+        sentences.insert(rng.randint(0, len(sentences)), text)
+    sentences.insert(round(depth * len(sentences)), as_text[0])
+    return " ".join(sentences + [question]), facts[0][1]
+
+
+def pairs_case(seed: str, count: int) -> tuple[str, str]:
+    """(prompt, answer): `count` held-out pairs, then one of their names again."""
+    rng = random.Random(f"pairs/{seed}/{count}")
+    facts = draw_facts(rng, count, NAMES, WORDS, test=True)
+    name, word, _ = rng.choice(facts)
+    return " ".join(f"{n} = {w}," for n, w, _ in facts) + f" {name} =", word
+
+
 if __name__ == "__main__":  # shows one document of each kind
     import sys
 
