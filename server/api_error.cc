@@ -23,7 +23,6 @@ ApiError refused(const SubmitError& error, int status, std::string_view type, st
   return {.status = status,
           .message = error.message,
           .type = std::string(type),
-          .param = "",
           .code = std::string(code),
           .retry_after_seconds = error.retry_after_seconds};
 }
@@ -31,14 +30,13 @@ ApiError refused(const SubmitError& error, int status, std::string_view type, st
 }  // namespace
 
 ApiError invalid_field(std::string_view param, std::string message) {
-  return {.message = std::move(message), .param = std::string(param), .code = ""};
+  return {.message = std::move(message), .param = std::string(param)};
 }
 
 ApiError unavailable(std::string message, double retry_after_seconds) {
   return {.status = 503,
           .message = std::move(message),
           .type = std::string(kUnavailableType),
-          .param = "",
           .code = "unavailable",
           .retry_after_seconds = retry_after_seconds};
 }
@@ -49,8 +47,7 @@ ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int6
     case SubmitError::Kind::context_exceeded:
     case SubmitError::Kind::pool_exceeded:
       return {.message = error.message,
-              .param = "",
-              .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
+                  .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
               .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context_tokens}}};
     case SubmitError::Kind::queue_full: return refused(error, 429, "rate_limit_error", "queue_full");
     case SubmitError::Kind::draining: return refused(error, 503, kUnavailableType, "draining");

@@ -57,7 +57,7 @@ class JsonBuilder : public nlohmann::json_sax<Json> {
 
  private:
   bool fail(std::string message) {
-    error_ = ApiError{.message = std::move(message), .param = "", .code = "invalid_json"};
+    error_ = ApiError{.message = std::move(message), .code = "invalid_json"};
     return false;
   }
 

@@ -332,6 +332,13 @@ void read_chat_input(FieldReader* fields, const ApiLimits& limits, ChatInput* ch
   }
 }
 
+// In a conversation the template writes them.
+void refuse_special_tokens(FieldReader* fields) {
+  bool add_special_tokens = false;
+  fields->boolean("add_special_tokens", &add_special_tokens);
+  if (add_special_tokens) fields->fail("add_special_tokens", "is not supported with messages: the chat template adds them");
+}
+
 // An error of the reader, or the value.
 template <typename T>
 Parsed<T> finish(const FieldReader& fields, T&& value) {
@@ -369,7 +376,7 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const ApiLimits& l
   GenerationFields& generation = request.generation;
   read_generation(&fields, limits, defaults, &generation);
   read_chat_input(&fields, limits, &request.chat);
-  fields.boolean("add_special_tokens", &request.add_special_tokens);
+  refuse_special_tokens(&fields);
   bool wants_logprobs = false;
   fields.boolean("logprobs", &wants_logprobs);
   std::optional<int32_t> top_logprobs;
@@ -391,13 +398,13 @@ Parsed<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiL
   fields.string("model", kNameBytesMax, &request.model);
   fields.boolean("return_token_strs", &request.return_token_strings);
   if (fields.find("messages") != nullptr) {
-    request.add_special_tokens = false;  // the template writes them
+    refuse_special_tokens(&fields);
     read_chat_input(&fields, limits, &request.input.emplace<ChatInput>());
   } else {
     if (fields.find("prompt") == nullptr) fields.fail("prompt", "or messages is missing");
     fields.string("prompt", SIZE_MAX, &std::get<std::string>(request.input));
+    fields.boolean("add_special_tokens", &request.add_special_tokens);
   }
-  fields.boolean("add_special_tokens", &request.add_special_tokens);
   return finish(fields, std::move(request));
 }
 

@@ -85,13 +85,12 @@ struct ChatInput {
 struct ChatRequest {
   GenerationFields generation;
   ChatInput chat;
-  bool add_special_tokens = false;
 };
 
 struct TokenizeRequest {
   std::string model;
   std::variant<std::string, ChatInput> input;
-  bool add_special_tokens = true;
+  bool add_special_tokens = true;  // of a text
   bool return_token_strings = false;
 };
 

@@ -1,0 +1,343 @@
+#include "server/openai_routes.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "kernels/check.h"
+#include "server/generation.h"
+#include "server/json_writer.h"
+#include "server/openai_response.h"
+#include "server/prompts.h"
+#include "server/sse.h"
+
+namespace headroom {
+namespace {
+
+using Clock = SseStream::Clock;
+using ServedPtr = std::shared_ptr<const ServedModel>;
+
+constexpr int kClientClosedRequest = 499;  // nobody reads it; the metrics count it
+
+// Which prefixes may be shared: those of one API key, or of one salt within it. The length keeps (key, salt) unambiguous.
+std::string cache_salt(const std::string& tenant, const std::string& salt) {
+  return std::to_string(tenant.size()) + ':' + tenant + salt;
+}
+
+// splitmix64: a bijection, so that different counts give different seeds.
+uint64_t mix(uint64_t value) {
+  value += 0x9e3779b97f4a7c15;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111eb;
+  return value ^ (value >> 31);
+}
+
+// What a handler has once its request was understood and given to the engine.
+struct Answer {
+  ServedPtr served;  // keeps the tokenizer and the engine
+  Generation generation;
+  ResponseFormat format;
+  bool stream;
+  bool include_usage;
+  std::function<bool()> client_gone;
+};
+
+class Api {
+ public:
+  explicit Api(ApiOptions options) : options_(std::move(options)), created_(options_.now_unix_seconds()) {
+    CHECK(!options_.model_names.empty());
+  }
+
+  void completions(const HttpRequest& request, HttpResponse& response);
+  void chat_completions(const HttpRequest& request, HttpResponse& response);
+  void tokenize(const HttpRequest& request, HttpResponse& response);
+  void detokenize(const HttpRequest& request, HttpResponse& response);
+  void models(HttpResponse& response);
+  void model(const std::string& name, HttpResponse& response);
+  void version(HttpResponse& response);
+  void ready(HttpResponse& response);
+  void metrics(HttpResponse& response);
+  const ApiOptions& options() const { return options_; }
+
+ private:
+  // The model, if it is loaded; else the answer is a 503.
+  ServedPtr served_or_refuse(HttpResponse* response) const;
+  std::optional<ApiError> check_model(const std::string& name) const;
+  void write_model(const ServedModel& served, const std::string& name, JsonWriter* json) const;
+
+  struct Kind {
+    bool is_chat;
+    bool echo;
+  };
+  void generate(const HttpRequest& request, Kind kind, ServedPtr served, GenerationFields fields,
+                std::vector<TokenizedPrompt> prompts, HttpResponse* response);
+  void answer_whole(Answer* answer, HttpResponse* response) const;
+  void answer_stream(Answer* answer, HttpStream* stream) const;
+
+  const ApiOptions options_;
+  const int64_t created_;
+  std::atomic<uint64_t> unseeded_requests_{0};
+};
+
+ServedPtr Api::served_or_refuse(HttpResponse* response) const {
+  ServedPtr served = options_.served();
+  if (served == nullptr) respond_with_error(unavailable("the model is being loaded"), response);
+  return served;
+}
+
+std::optional<ApiError> Api::check_model(const std::string& name) const {
+  const auto& names = options_.model_names;
+  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end()) return std::nullopt;
+  return ApiError{.status = 404,
+                  .message = "this server has no model of that name; it serves " + names.front(),
+                  .type = "not_found_error",
+                  .param = "model",
+                  .code = "model_not_found"};
+}
+
+void Api::completions(const HttpRequest& request, HttpResponse& response) {
+  ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  auto parsed = parse_completion_request(request.body, served->limits, served->defaults);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
+  CompletionRequest& completion = std::get<CompletionRequest>(parsed);
+  if (const auto error = check_model(completion.generation.model)) return respond_with_error(*error, &response);
+
+  std::vector<TokenizedPrompt> prompts;
+  for (Prompt& prompt : completion.prompts) {
+    if (auto* ids = std::get_if<std::vector<TokenId>>(&prompt)) {
+      std::string text;
+      if (completion.echo) text = served->tokenizer.decode(*ids, completion.generation.skip_special_tokens);
+      prompts.push_back({std::move(*ids), std::move(text)});
+      continue;
+    }
+    std::string& text = std::get<std::string>(prompt);
+    auto tokens = tokenize_text(*served, text, completion.add_special_tokens, "prompt");
+    if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
+    prompts.push_back({std::move(std::get<std::vector<TokenId>>(tokens)), completion.echo ? std::move(text) : ""});
+  }
+  generate(request, {.is_chat = false, .echo = completion.echo}, std::move(served), std::move(completion.generation),
+           std::move(prompts), &response);
+}
+
+void Api::chat_completions(const HttpRequest& request, HttpResponse& response) {
+  ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  auto parsed = parse_chat_request(request.body, served->limits, served->defaults);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
+  ChatRequest& chat = std::get<ChatRequest>(parsed);
+  if (const auto error = check_model(chat.generation.model)) return respond_with_error(*error, &response);
+  auto tokens = tokenize_chat(*served, chat.chat, options_.now_unix_seconds());
+  if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
+  std::vector<TokenizedPrompt> prompts(1);
+  prompts.front().tokens = std::move(std::get<std::vector<TokenId>>(tokens));
+  generate(request, {.is_chat = true, .echo = false}, std::move(served), std::move(chat.generation), std::move(prompts),
+           &response);
+}
+
+void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, GenerationFields fields,
+                   std::vector<TokenizedPrompt> prompts, HttpResponse* response) {
+  if (!fields.is_seeded) fields.sampling.seed = mix(options_.seed_key + mix(unseeded_requests_.fetch_add(1)));
+  ResponseStyle style{.is_chat = kind.is_chat,
+                      .id = (kind.is_chat ? "chatcmpl-" : "cmpl-") + request.request_id,
+                      .created = options_.now_unix_seconds(),
+                      .model = options_.model_names.front(),
+                      .system_fingerprint = options_.system_fingerprint,
+                      .top_logprobs = fields.top_logprobs,
+                      .tokens_as_ids = fields.tokens_as_ids,
+                      .return_token_ids = fields.return_token_ids,
+                      .include_usage = fields.include_usage,
+                      .continuous_usage = fields.continuous_usage};
+  Generation::Options options{.echo = kind.echo,
+                              .cache_salt = cache_salt(request.tenant, fields.cache_salt),
+                              .context_tokens_max = served->limits.context_tokens_max};
+  const bool is_stream = fields.stream;
+  const bool include_usage = fields.include_usage;
+  const ServedModel& model = *served;
+  std::shared_ptr<Answer> answer(new Answer{
+      .served = std::move(served),
+      .generation = Generation(model.engine, model.tokenizer, std::move(fields), std::move(options)),
+      .format = ResponseFormat(model.tokenizer, std::move(style)),
+      .stream = is_stream,
+      .include_usage = include_usage,
+      .client_gone = request.client_gone});
+  // Whatever can be refused is refused here, before the head of a stream goes out.
+  if (const auto error = answer->generation.submit(std::move(prompts))) return respond_with_error(*error, response);
+  if (!answer->stream) return answer_whole(answer.get(), response);
+  response->content_type = std::string(kSseContentType);
+  response->headers.emplace_back("Cache-Control", "no-cache");
+  response->headers.emplace_back("X-Accel-Buffering", "no");  // proxies that buffer would hold tokens back
+  response->stream = [this, answer](HttpStream& stream) { answer_stream(answer.get(), &stream); };
+}
+
+void Api::answer_whole(Answer* answer, HttpResponse* response) const {
+  Generation& generation = answer->generation;
+  Clock::time_point next_look = Clock::now() + options_.client_poll_period;
+  while (!generation.ended()) {
+    generation.pump(options_.client_poll_period);
+    if (Clock::now() < next_look) continue;
+    if (answer->client_gone && answer->client_gone()) {
+      generation.cancel();
+      return respond_with_error({.status = kClientClosedRequest, .message = "the client went away"}, response);
+    }
+    next_look = Clock::now() + options_.client_poll_period;
+  }
+  if (generation.failure()) return respond_with_error(*generation.failure(), response);
+  response->body = answer->format.body(generation.take_outputs(), generation.usage());
+}
+
+void Api::answer_stream(Answer* answer, HttpStream* stream) const {
+  Generation& generation = answer->generation;
+  SseStream sse(stream, options_.ping_after, Clock::now());
+  const auto wait_max = std::min(options_.client_poll_period, options_.ping_after);
+  std::string events;
+  const auto is_done = [&] {
+    return generation.failure() || (answer->include_usage ? generation.ended() : generation.choices_ended());
+  };
+  for (bool done = false; !done;) {
+    generation.pump(wait_max);
+    done = is_done();
+    events.clear();
+    for (size_t i = 0; i < generation.choice_count(); ++i) {
+      if (generation.output(i).is_empty()) continue;
+      answer->format.append_chunk(generation.output(i), generation.usage(), &events);
+      generation.clear_output(i);
+    }
+    if (generation.failure()) {
+      append_sse_event(api_error_body(*generation.failure()), &events);
+    } else if (done) {
+      if (answer->include_usage) answer->format.append_usage_chunk(generation.usage(), &events);
+      append_sse_done(&events);
+    }
+    const bool is_heard = events.empty() ? !(answer->client_gone && answer->client_gone()) && sse.ping_if_silent(Clock::now())
+                                         : sse.send(events, Clock::now());
+    if (!is_heard) return generation.cancel();
+  }
+}
+
+void Api::tokenize(const HttpRequest& request, HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  const auto parsed = parse_tokenize_request(request.body, served->limits);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
+  const TokenizeRequest& asked = std::get<TokenizeRequest>(parsed);
+  if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
+  const auto* chat = std::get_if<ChatInput>(&asked.input);
+  const auto tokens = chat != nullptr ? tokenize_chat(*served, *chat, options_.now_unix_seconds())
+                                      : tokenize_text(*served, std::get<std::string>(asked.input),
+                                                      asked.add_special_tokens, "prompt");
+  if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
+  const auto& ids = std::get<std::vector<TokenId>>(tokens);
+  JsonWriter json(&response.body);
+  json.begin_object().key("count").integer(static_cast<int64_t>(ids.size()));
+  json.key("max_model_len").integer(served->limits.context_tokens_max);
+  json.key("tokens").begin_array();
+  for (const TokenId id : ids) json.integer(id);
+  json.end_array().key("token_strs");
+  if (asked.return_token_strings) {
+    json.begin_array();
+    for (const TokenId id : ids) json.string(served->tokenizer.token_text(id));
+    json.end_array();
+  } else {
+    json.null();
+  }
+  json.end_object();
+}
+
+void Api::detokenize(const HttpRequest& request, HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  const auto parsed = parse_detokenize_request(request.body, served->limits);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
+  const DetokenizeRequest& asked = std::get<DetokenizeRequest>(parsed);
+  if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
+  JsonWriter json(&response.body);
+  json.begin_object().key("prompt").string(served->tokenizer.decode(asked.tokens, false)).end_object();
+}
+
+void Api::write_model(const ServedModel& served, const std::string& name, JsonWriter* json) const {
+  json->begin_object().key("id").string(name).key("object").string("model").key("created").integer(created_);
+  json->key("owned_by").string("headroom").key("root").string(options_.model_names.front()).key("parent").null();
+  json->key("max_model_len").integer(served.limits.context_tokens_max).end_object();
+}
+
+void Api::models(HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  JsonWriter json(&response.body);
+  json.begin_object().key("object").string("list").key("data").begin_array();
+  for (const std::string& name : options_.model_names) write_model(*served, name, &json);
+  json.end_array().end_object();
+}
+
+void Api::model(const std::string& name, HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  JsonWriter json(&response.body);
+  write_model(*served, name, &json);
+}
+
+void Api::version(HttpResponse& response) {
+  JsonWriter(&response.body).begin_object().key("version").string(options_.version).end_object();
+}
+
+void Api::ready(HttpResponse& response) {
+  const std::string reason = options_.not_ready_reason();
+  JsonWriter json(&response.body);
+  json.begin_object().key("status").string(reason.empty() ? "ready" : "not ready");
+  if (!reason.empty()) {
+    json.key("reason").string(reason);
+    response.status = 503;
+  }
+  json.end_object();
+}
+
+void Api::metrics(HttpResponse& response) {
+  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  response.body = options_.metrics_text();
+}
+
+}  // namespace
+
+std::vector<Route> api_routes(ApiOptions options) {
+  const auto api = std::make_shared<Api>(std::move(options));
+  std::vector<Route> routes;
+  const auto post = [&](const char* path, bool generates, void (Api::*handler)(const HttpRequest&, HttpResponse&)) {
+    routes.push_back({.method = "POST",
+                      .path = path,
+                      .generates = generates,
+                      .handle = [api, handler](const HttpRequest& request, HttpResponse& response) {
+                        (api.get()->*handler)(request, response);
+                      }});
+  };
+  const auto get = [&](const std::string& path, bool is_public, auto handler) {
+    routes.push_back({.method = "GET",
+                      .path = path,
+                      .is_public = is_public,
+                      .handle = [api, handler](const HttpRequest&, HttpResponse& response) { handler(*api, response); }});
+  };
+  post("/v1/completions", true, &Api::completions);
+  post("/v1/chat/completions", true, &Api::chat_completions);
+  post("/tokenize", false, &Api::tokenize);
+  post("/detokenize", false, &Api::detokenize);
+  get("/v1/models", false, [](Api& a, HttpResponse& response) { a.models(response); });
+  for (const std::string& name : api->options().model_names) {
+    get("/v1/models/" + name, false, [name](Api& a, HttpResponse& response) { a.model(name, response); });
+  }
+  get("/version", false, [](Api& a, HttpResponse& response) { a.version(response); });
+  get("/readyz", true, [](Api& a, HttpResponse& response) { a.ready(response); });
+  get("/metrics", api->options().metrics_public, [](Api& a, HttpResponse& response) { a.metrics(response); });
+  const auto alive = [](Api&, HttpResponse& response) { response.body = R"({"status":"alive"})"; };
+  get("/livez", true, alive);
+  get("/health", false, alive);
+  return routes;
+}
+
+std::string engine_not_ready_reason(const EngineStats& stats, double stalled_seconds_max) {
+  if (stats.faulted) return "faulted: " + stats.fault;
+  if (stats.draining) return "draining";
+  if (stats.work_pending && stats.seconds_since_step > stalled_seconds_max) return "stalled: no step was completed lately";
+  return "";
+}
+
+}  // namespace headroom
