@@ -114,6 +114,15 @@ std::optional<SubmitError> Engine::refusal(const GenerateRequest& request) const
   return std::nullopt;
 }
 
+int32_t Engine::generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const {
+  int32_t possible = 0, impossible = options_.scheduler.context_tokens_max + 1;
+  while (possible + 1 < impossible) {
+    const int32_t middle = possible + (impossible - possible) / 2;
+    (scheduler_.can_ever_run(prompt_tokens, choices, middle).accepted() ? possible : impossible) = middle;
+  }
+  return possible;
+}
+
 Engine::SubmitResult Engine::submit(GenerateRequest request) {
   if (std::optional<SubmitError> error = refusal(request)) return *error;
   auto live = std::make_unique<Live>();

@@ -60,6 +60,8 @@ class Engine {
 
   using SubmitResult = std::variant<std::shared_ptr<TokenStream>, SubmitError>;
   SubmitResult submit(GenerateRequest request);
+  // The greatest generated_tokens_max with which such a request could run, were it alone; 0 if there is none.
+  int32_t generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const;
 
   // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted.
   bool drain(std::chrono::milliseconds grace);
