@@ -1,25 +1,32 @@
 // The HTTP front: listener, limits, authentication, route table, drain. http_server.cc is the only file that sees httplib.h.
-// Handlers run on worker threads, several at once; a handler that streams holds its worker until the stream ends.
+//
+// listener.h gathers whole requests on the thread that called serve(); workers answer them. Handlers run on worker threads, several at
+// once; a handler that streams holds its worker until the stream ends.
+// Invariants: at most streams_max requests that generate are being answered, and reserve_workers threads remain for the rest; an
+// exception never leaves a worker; no text of an exception reaches a client.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace headroom {
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8000;                        // 0: any free one
-  int32_t streams_max = 256;              // workers for requests that generate; one more is answered 503
-  int32_t reserve_workers = 8;            // kept for /livez, /readyz, /metrics and other short answers
-  int64_t body_bytes_max = 16 << 20;      // more: 413
-  double read_seconds_max = 10;           // of one read of a request
-  double write_seconds_max = 10;          // of one write: a client that does not read is cut
+  int port = 8000;                      // 0: any free one
+  int32_t streams_max = 256;            // requests that generate at the same time; one more is answered 503
+  int32_t reserve_workers = 8;          // kept for /livez, /readyz, /metrics and other short answers
+  int32_t pending_requests_max = 1024;  // whole requests that wait for a worker; one more is answered 503
+  int32_t connections_max = 2048;       // one more: the one idle, or slow, for longest is closed
+  int64_t body_bytes_max = 16 << 20;    // more: 413
+  int64_t buffered_bytes_max = 256 << 20;  // of all bodies being received; more: 503
+  double read_seconds_max = 10;         // for a request to arrive; a body may take longer at 16 KiB/s or more
+  double write_seconds_max = 10;        // of one write: a client that does not read is cut
   double keep_alive_seconds_max = 5;
   int32_t keep_alive_requests_max = 1000;
   std::vector<std::string> api_key_digests;  // SHA-256, hex; empty: no keys needed
@@ -28,12 +35,12 @@ struct HttpServerOptions {
 
 struct HttpRequest {
   std::string method;
-  std::string path;          // without query
+  std::string path;        // without query
   std::string query;
   std::string body;
-  std::string request_id;    // of the client (X-Request-Id) if well-formed, else made here; echoed in the response
-  std::string tenant;        // digest of the API key that was used; empty without keys
-  std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms
+  std::string request_id;  // of the client (X-Request-Id) if well-formed, else made here; echoed in the response
+  std::string tenant;      // digest of the API key that was used; empty without keys
+  std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms; valid while the request is
 };
 
 // What a streaming handler writes to. write() is false when the client is gone or too slow: stop then.
@@ -56,14 +63,17 @@ struct HttpResponse {
 // Route attributes: `generates` counts against streams_max; `is_public` needs no key.
 struct Route {
   std::string method;
-  std::string path;  // literal
+  std::string path;  // literal; a GET route answers HEAD too
   bool generates = false;
   bool is_public = false;
   std::function<void(const HttpRequest&, HttpResponse&)> handle;
 };
 
-// Called after each answered request: what the metrics count. `path` is the route's, or "other".
+// Called after each answered request: what the metrics count. `path` is the route's, or "other"; `method` one of GET, HEAD, POST or "other".
 using HttpObserver = std::function<void(std::string_view path, std::string_view method, int status, double seconds)>;
+
+// {"error":{"message","type","param":null,"code":null}}: the form of every error that this layer answers.
+std::string http_error_body(int status, std::string_view message);
 
 class HttpServer {
  public:
@@ -73,7 +83,7 @@ class HttpServer {
   // Binds; throws std::runtime_error with one line that says what to do ("port 8000 of 127.0.0.1 is in use: …").
   void bind();
   int port() const;
-  // Serves until stop(); returns when all workers have ended.
+  // Serves until stop(); returns when every open request has been answered.
   void serve();
   // No new connections; open requests may finish. Any thread.
   void stop();

@@ -1,0 +1,516 @@
+// The HTTP front over real sockets, with handlers of known behaviour in the place of the model.
+#include "server/http_server.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/sha256.h"
+
+namespace headroom {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+class Client {
+ public:
+  explicit Client(int port, int receive_buffer_bytes = 0) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    if (receive_buffer_bytes > 0) {
+      setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer_bytes, sizeof receive_buffer_bytes);
+    }
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    connected_ = connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  }
+  ~Client() { close_now(); }
+  Client(Client&& other) noexcept : fd_(std::exchange(other.fd_, -1)), connected_(other.connected_) {}
+  bool connected() const { return connected_; }
+  void close_now() {
+    if (fd_ >= 0) close(std::exchange(fd_, -1));
+  }
+  void send_text(std::string_view text) {
+    while (!text.empty()) {
+      const ssize_t sent = send(fd_, text.data(), text.size(), MSG_NOSIGNAL);
+      if (sent <= 0) return;
+      text.remove_prefix(static_cast<size_t>(sent));
+    }
+  }
+  // One read; empty at the end of the connection, nullopt when nothing came in time.
+  std::optional<std::string> read_some(std::chrono::milliseconds wait = 5s) {
+    pollfd poll_fd{fd_, POLLIN, 0};
+    if (poll(&poll_fd, 1, static_cast<int>(wait.count())) <= 0) return std::nullopt;
+    std::string buffer(1 << 16, '\0');
+    const ssize_t count = recv(fd_, buffer.data(), buffer.size(), 0);
+    buffer.resize(count > 0 ? static_cast<size_t>(count) : 0);
+    return buffer;
+  }
+  std::string read_until(std::string_view mark) {
+    std::string all;
+    while (all.find(mark) == std::string::npos) {
+      const auto part = read_some();
+      if (!part || part->empty()) break;
+      all += *part;
+    }
+    return all;
+  }
+  std::string read_all() {
+    std::string all;
+    for (;;) {
+      const auto part = read_some();
+      if (!part) return all + "<still open>";
+      if (part->empty()) return all;
+      all += *part;
+    }
+  }
+
+ private:
+  int fd_;
+  bool connected_ = false;
+};
+
+std::string get(const std::string& path, const std::string& headers = "Connection: close\r\n") {
+  return "GET " + path + " HTTP/1.1\r\nHost: h\r\n" + headers + "\r\n";
+}
+std::string post(const std::string& path, const std::string& body, const std::string& headers = "Connection: close\r\n") {
+  return "POST " + path + " HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: " +
+         std::to_string(body.size()) + "\r\n" + headers + "\r\n" + body;
+}
+
+class HttpServerTest : public testing::Test {
+ protected:
+  // What the handlers of the test routes report.
+  std::atomic<bool> release_streams_{false};
+  std::atomic<int> streams_open_{0};
+  std::atomic<bool> saw_client_gone_{false};
+  std::atomic<bool> write_failed_{false};
+  std::mutex observed_mutex_;
+  std::vector<std::string> observed_;
+
+  HttpServerOptions options_ = [] {
+    HttpServerOptions options;
+    options.port = 0;
+    return options;
+  }();
+  std::unique_ptr<HttpServer> server_;
+  std::thread thread_;
+
+  void TearDown() override {
+    release_streams_ = true;
+    if (server_) stop();
+  }
+
+  void stop() {
+    server_->stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  int start() {
+    server_ = std::make_unique<HttpServer>(options_, routes(), [this](auto path, auto method, int status, double) {
+      const std::lock_guard lock(observed_mutex_);
+      observed_.push_back(std::string(method) + " " + std::string(path) + " " + std::to_string(status));
+    });
+    server_->bind();
+    thread_ = std::thread([this] { server_->serve(); });
+    return server_->port();
+  }
+
+  std::vector<Route> routes() {
+    const auto text = [](const HttpRequest&, HttpResponse& response) { response.body = "{\"ok\":true}"; };
+    const auto echo = [](const HttpRequest& request, HttpResponse& response) {
+      response.body = request.method + " " + request.query + " " + request.tenant + " " + request.body;
+    };
+    const auto fail = [](const HttpRequest&, HttpResponse&) { throw std::runtime_error("secret text"); };
+    const auto stream = [this](const HttpRequest&, HttpResponse& response) {
+      response.content_type = "text/event-stream";
+      response.stream = [this](HttpStream& out) {
+        ++streams_open_;
+        out.write("data: first\n\n");
+        while (!release_streams_) std::this_thread::sleep_for(1ms);
+        out.write("data: last\n\n");
+        --streams_open_;
+      };
+    };
+    const auto stream_fail = [](const HttpRequest&, HttpResponse& response) {
+      response.stream = [](HttpStream& out) {
+        out.write("begun");
+        throw std::runtime_error("secret text");
+      };
+    };
+    const auto stream_endless = [this](const HttpRequest&, HttpResponse& response) {
+      response.stream = [this](HttpStream& out) {
+        const std::string line(1000, 'x');
+        while (out.write(line)) {
+        }
+        write_failed_ = true;
+      };
+    };
+    const auto wait_gone = [this](const HttpRequest& request, HttpResponse&) {
+      ++streams_open_;
+      while (!request.client_gone()) std::this_thread::sleep_for(1ms);
+      saw_client_gone_ = true;
+      --streams_open_;
+    };
+    return {{.method = "GET", .path = "/livez", .is_public = true, .handle = text},
+            {.method = "GET", .path = "/metrics", .handle = text},
+            {.method = "GET", .path = "/v1/models", .handle = text},
+            {.method = "POST", .path = "/echo", .handle = echo},
+            {.method = "GET", .path = "/fail", .handle = fail},
+            {.method = "GET", .path = "/stream", .generates = true, .handle = stream},
+            {.method = "GET", .path = "/stream_fail", .generates = true, .handle = stream_fail},
+            {.method = "GET", .path = "/stream_endless", .generates = true, .handle = stream_endless},
+            {.method = "GET", .path = "/wait_gone", .generates = true, .handle = wait_gone}};
+  }
+
+  std::string ask(const std::string& request) {
+    Client client(server_->port());
+    client.send_text(request);
+    return client.read_all();
+  }
+  static void wait_until(const std::function<bool()>& done) {
+    const auto begin = Clock::now();
+    while (!done() && seconds_since(begin) < 10) std::this_thread::sleep_for(1ms);
+    ASSERT_TRUE(done());
+  }
+};
+
+TEST_F(HttpServerTest, AnswersWithLengthTypeAndRequestId) {
+  start();
+  const std::string own = ask(get("/livez", "Connection: close\r\nX-Request-Id: run-1.a_B\r\n"));
+  EXPECT_THAT(own, StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(own, HasSubstr("Content-Type: application/json\r\n"));
+  EXPECT_THAT(own, HasSubstr("Content-Length: 11\r\n"));
+  EXPECT_THAT(own, HasSubstr("X-Request-Id: run-1.a_B\r\n"));
+  EXPECT_THAT(own, testing::EndsWith("\r\n\r\n{\"ok\":true}"));
+  const std::string made = ask(get("/livez", "Connection: close\r\nX-Request-Id: a b<\r\n"));
+  EXPECT_THAT(made, testing::ContainsRegex("X-Request-Id: [0-9a-f]*\r"));
+  EXPECT_THAT(made, Not(HasSubstr("a b<")));
+  const std::string head = ask("HEAD /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(head, HasSubstr("Content-Length: 11\r\n"));
+  EXPECT_THAT(head, testing::EndsWith("\r\n\r\n"));
+}
+
+TEST_F(HttpServerTest, ReadsBodiesOfBothFramingsAndManyRequestsOnOneConnection) {
+  const int port = start();
+  Client client(port);
+  for (int i = 0; i < 3; ++i) {
+    client.send_text(post("/echo?a=1", "{\"n\":" + std::to_string(i) + "}", ""));
+    EXPECT_THAT(client.read_until("}"), HasSubstr("POST a=1  {\"n\":" + std::to_string(i) + "}"));
+  }
+  // Pipelined, the last one chunked and compressed answers offered: they are not taken.
+  client.send_text(post("/echo", "one", "") +
+                   "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: application/json; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
+                   "Accept-Encoding: gzip, br\r\nRange: bytes=0-1\r\nConnection: close\r\n\r\n3\r\ntwo\r\n0\r\n\r\n");
+  const std::string both = client.read_all();
+  EXPECT_THAT(both, HasSubstr("POST   one"));
+  EXPECT_THAT(both, HasSubstr("POST   two"));
+  EXPECT_THAT(both, Not(HasSubstr("Content-Encoding")));
+}
+
+TEST_F(HttpServerTest, TellsAWaitingClientToSendItsBody) {
+  const int port = start();
+  Client client(port);
+  client.send_text("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+                   "Connection: close\r\nContent-Length: 2\r\n\r\n");
+  EXPECT_EQ(client.read_until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.send_text("{}");
+  EXPECT_THAT(client.read_all(), HasSubstr("POST   {}"));
+}
+
+TEST_F(HttpServerTest, RefusesInJsonWithTheRightStatus) {
+  options_.body_bytes_max = 1000;
+  start();
+  const auto expect = [this](const std::string& request, const std::string& status, const std::string& detail) {
+    const std::string response = ask(request);
+    EXPECT_THAT(response, StartsWith("HTTP/1.1 " + status + " ")) << request;
+    EXPECT_THAT(response, HasSubstr("{\"error\":{\"message\":")) << request;
+    EXPECT_THAT(response, HasSubstr("X-Request-Id: ")) << request;
+    EXPECT_THAT(response, HasSubstr(detail)) << request;
+  };
+  expect(get("/nothing"), "404", "not_found_error");
+  expect(post("/livez", "{}"), "405", "Allow: GET, HEAD\r\n");
+  expect(get("/echo"), "405", "Allow: POST\r\n");
+  expect("BREW /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "400", "invalid_request_error");
+  expect("POST /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", "415", "application/json");
+  expect("POST /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", "415",
+         "application/json");
+  expect(post("/echo", std::string(1001, 'x')), "413", "too large");
+  expect(post("/echo", std::string(3 << 20, 'x')), "413", "too large");  // the answer arrives though the body is not read
+  expect(get("/livez", "X: " + std::string(100000, 'x') + "\r\n"), "431", "headers are too large");
+  expect(get("/" + std::string(9000, 'x')), "414", "too long");
+  expect("nonsense\r\n\r\n", "400", "request line");
+  expect("GET /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", "400", "Transfer-Encoding");
+}
+
+TEST_F(HttpServerTest, StreamsInChunksAsTheyAreWritten) {
+  const int port = start();
+  Client client(port);
+  client.send_text(get("/stream", ""));
+  const std::string first = client.read_until("first\n\n\r\n");
+  EXPECT_THAT(first, HasSubstr("Transfer-Encoding: chunked\r\n"));
+  EXPECT_THAT(first, HasSubstr("Content-Type: text/event-stream\r\n"));
+  EXPECT_THAT(first, testing::EndsWith("\r\n\r\nd\r\ndata: first\n\n\r\n"));
+  release_streams_ = true;
+  EXPECT_EQ(client.read_until("0\r\n\r\n"), "c\r\ndata: last\n\n\r\n0\r\n\r\n");
+  client.send_text(get("/livez"));  // the connection goes on
+  EXPECT_THAT(client.read_all(), StartsWith("HTTP/1.1 200 OK\r\n"));
+}
+
+TEST_F(HttpServerTest, StreamsToAnOldClientWithoutChunks) {
+  release_streams_ = true;
+  start();
+  const std::string response = ask("GET /stream HTTP/1.0\r\n\r\n");
+  EXPECT_THAT(response, Not(HasSubstr("chunked")));
+  EXPECT_THAT(response, testing::EndsWith("\r\n\r\ndata: first\n\ndata: last\n\n"));
+}
+
+TEST_F(HttpServerTest, ContainsExceptions) {
+  start();
+  const std::string failed = ask(get("/fail"));
+  EXPECT_THAT(failed, StartsWith("HTTP/1.1 500 "));
+  EXPECT_THAT(failed, HasSubstr("internal error"));
+  EXPECT_THAT(failed, Not(HasSubstr("secret")));
+  const std::string cut = ask(get("/stream_fail", ""));
+  EXPECT_THAT(cut, HasSubstr("begun"));
+  EXPECT_THAT(cut, Not(HasSubstr("\r\n0\r\n")));  // no end of the body: the client sees that it is not whole
+  EXPECT_THAT(ask(get("/livez")), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpServerTest, KeepsAReserveForShortAnswersWhenAllStreamsAreTaken) {
+  options_.streams_max = 3;
+  options_.reserve_workers = 1;
+  const int port = start();
+  std::vector<Client> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.emplace_back(port);
+    clients.back().send_text(get("/stream"));
+  }
+  wait_until([&] { return streams_open_ == 3; });
+  const std::string refused = ask(get("/stream"));
+  EXPECT_THAT(refused, StartsWith("HTTP/1.1 503 "));
+  EXPECT_THAT(refused, HasSubstr("Retry-After: 1\r\n"));
+  EXPECT_THAT(refused, HasSubstr("overloaded_error"));
+  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 200"));
+  release_streams_ = true;
+  for (Client& client : clients) EXPECT_THAT(client.read_all(), HasSubstr("last"));
+  EXPECT_THAT(ask(get("/stream")), StartsWith("HTTP/1.1 200")) << "the slots came back";
+}
+
+TEST_F(HttpServerTest, TellsAHandlerThatItsClientHasGone) {
+  const int port = start();
+  Client client(port);
+  client.send_text(get("/wait_gone", ""));
+  wait_until([&] { return streams_open_ == 1; });
+  std::this_thread::sleep_for(20ms);
+  EXPECT_FALSE(saw_client_gone_);
+  const auto begin = Clock::now();
+  client.close_now();
+  wait_until([&] { return saw_client_gone_.load(); });
+  EXPECT_LT(seconds_since(begin), 0.1);
+}
+
+TEST_F(HttpServerTest, EndsAStreamWhoseClientHasGone) {
+  const int port = start();
+  Client client(port);
+  client.send_text(get("/stream_endless", ""));
+  client.read_until("xxx");
+  const auto begin = Clock::now();
+  client.close_now();
+  wait_until([&] { return write_failed_.load(); });
+  EXPECT_LT(seconds_since(begin), 0.1);
+}
+
+TEST_F(HttpServerTest, CutsAStreamThatNobodyReads) {
+  options_.write_seconds_max = 0.3;
+  const int port = start();
+  Client client(port, 4096);
+  client.send_text(get("/stream_endless", ""));
+  const auto begin = Clock::now();
+  wait_until([&] { return write_failed_.load(); });
+  EXPECT_GE(seconds_since(begin), 0.25);
+  EXPECT_LT(seconds_since(begin), 3);
+}
+
+// Headers or a body one byte at a time, and idle connections: none holds a worker, each is gone in its time.
+TEST_F(HttpServerTest, SlowAndIdleClientsHoldNoWorker) {
+  options_.streams_max = 1;
+  options_.reserve_workers = 1;
+  options_.read_seconds_max = 0.5;
+  options_.keep_alive_seconds_max = 0.5;
+  const int port = start();
+  std::vector<Client> slow;
+  const std::string whole = post("/echo", "0123456789");
+  for (size_t i = 0; i < 300; ++i) {
+    slow.emplace_back(port);
+    ASSERT_TRUE(slow.back().connected());
+    slow.back().send_text(whole.substr(0, i % (whole.size() - 1) + 1));
+  }
+  const auto begin = Clock::now();
+  for (int i = 0; i < 20; ++i) {
+    const auto asked = Clock::now();
+    ASSERT_THAT(ask(get("/livez")), StartsWith("HTTP/1.1 200"));
+    EXPECT_LT(seconds_since(asked), 0.25);
+  }
+  for (Client& client : slow) EXPECT_THAT(client.read_all(), HasSubstr("408"));
+  EXPECT_LT(seconds_since(begin), 3);
+
+  Client idle(port);
+  idle.send_text(get("/livez", ""));
+  idle.read_until("true}");
+  const auto idle_since = Clock::now();
+  EXPECT_EQ(idle.read_all(), "");
+  EXPECT_GT(seconds_since(idle_since), 0.4);
+  EXPECT_LT(seconds_since(idle_since), 2);
+}
+
+TEST_F(HttpServerTest, ClosesTheOldestConnectionWhenThereAreTooMany) {
+  options_.connections_max = 20;
+  const int port = start();
+  std::vector<Client> idle;
+  for (int i = 0; i < 60; ++i) idle.emplace_back(port);
+  EXPECT_THAT(ask(get("/livez")), StartsWith("HTTP/1.1 200"));
+  EXPECT_EQ(idle.front().read_some(), "");
+  EXPECT_EQ(idle.back().read_some(50ms), std::nullopt);
+}
+
+TEST_F(HttpServerTest, BoundsTheRequestsOfAConnection) {
+  options_.keep_alive_requests_max = 2;
+  const int port = start();
+  Client client(port);
+  client.send_text(get("/livez", "") + get("/livez", "") + get("/livez", ""));
+  const std::string all = client.read_all();
+  EXPECT_THAT(all, HasSubstr("Connection: close"));
+  size_t answers = 0;
+  for (size_t at = 0; (at = all.find("HTTP/1.1 200", at)) != std::string::npos; ++at) ++answers;
+  EXPECT_EQ(answers, 2u);
+}
+
+TEST_F(HttpServerTest, BoundsTheBytesOfBodiesThatAreBeingReceived) {
+  options_.buffered_bytes_max = 1 << 20;
+  const int port = start();
+  Client first(port), second(port);
+  first.send_text(post("/echo", std::string(900 << 10, 'x')).substr(0, 800 << 10));
+  std::this_thread::sleep_for(100ms);
+  second.send_text(post("/echo", std::string(900 << 10, 'x')).substr(0, 800 << 10));
+  const std::string refused = second.read_all();
+  EXPECT_THAT(refused, StartsWith("HTTP/1.1 503"));
+  EXPECT_THAT(refused, HasSubstr("Retry-After: 1"));
+  first.close_now();
+  EXPECT_THAT(ask(post("/echo", std::string(900 << 10, 'x'))), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpServerTest, DeniesWithoutAKeyWhateverThePath) {
+  options_.api_key_digests = {sha256_hex("other"), sha256_hex("correct horse")};
+  start();
+  for (const char* path : {"/v1/models", "/nothing", "/echo", "/LIVEZ", "/livez/", "//livez", "/livez%00"}) {
+    EXPECT_THAT(ask(get(path)), StartsWith("HTTP/1.1 401 ")) << path;
+  }
+  const std::string denied = ask(get("/v1/models", "Connection: close\r\nAuthorization: Bearer wrong\r\n"));
+  EXPECT_THAT(denied, StartsWith("HTTP/1.1 401 "));
+  EXPECT_THAT(denied, HasSubstr("authentication_error"));
+  EXPECT_THAT(denied, HasSubstr("WWW-Authenticate: Bearer\r\n"));
+  EXPECT_THAT(denied, Not(HasSubstr("wrong")));
+  EXPECT_THAT(ask(get("/v1/models", "Connection: close\r\nAuthorization: Basic correct horse\r\n")), StartsWith("HTTP/1.1 401"));
+  EXPECT_THAT(ask(get("/livez")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 200"));
+  const std::string keyed = ask(post("/echo", "{}", "Connection: close\r\nAuthorization: Bearer correct horse\r\n"));
+  EXPECT_THAT(keyed, HasSubstr("POST  " + sha256_hex("correct horse") + " {}"));
+}
+
+TEST_F(HttpServerTest, MetricsCanNeedAKey) {
+  options_.api_key_digests = {sha256_hex("k")};
+  options_.metrics_public = false;
+  start();
+  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 401"));
+}
+
+TEST_F(HttpServerTest, StopFinishesWhatIsOpenAndTakesNothingNew) {
+  const int port = start();
+  Client stream(port), idle(port);
+  stream.send_text(get("/stream", ""));
+  stream.read_until("first");
+  std::thread stopping([this] { stop(); });
+  wait_until([&] { return !Client(port).connected(); });
+  EXPECT_EQ(idle.read_some(), "");
+  EXPECT_EQ(stream.read_some(50ms), std::nullopt) << "the stream is still open";
+  release_streams_ = true;
+  EXPECT_THAT(stream.read_all(), testing::EndsWith("data: last\n\n\r\n0\r\n\r\n"));
+  stopping.join();
+}
+
+TEST_F(HttpServerTest, APortInUseIsOneLineThatSaysWhatToDo) {
+  const int port = start();
+  HttpServerOptions same = options_;
+  same.port = port;
+  HttpServer second(same, {}, nullptr);
+  try {
+    second.bind();
+    FAIL() << "bound a port in use";
+  } catch (const std::runtime_error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("port " + std::to_string(port) + " of 127.0.0.1 is in use"));
+    EXPECT_THAT(error.what(), HasSubstr("--port"));
+    EXPECT_THAT(error.what(), Not(HasSubstr("\n")));
+  }
+  HttpServerOptions elsewhere = options_;
+  elsewhere.host = "192.0.2.1";  // TEST-NET-1: nobody's
+  EXPECT_THROW(HttpServer(elsewhere, {}, nullptr).bind(), std::runtime_error);
+  elsewhere.host = "no such host";
+  EXPECT_THROW(HttpServer(elsewhere, {}, nullptr).bind(), std::runtime_error);
+}
+
+TEST_F(HttpServerTest, ObservesEachAnswerUnderItsRoute) {
+  start();
+  ask(get("/livez"));
+  ask(post("/echo", "{}"));
+  ask(get("/nothing/at/all"));
+  ask("BREW /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+  ask("nonsense\r\n\r\n");
+  stop();
+  EXPECT_THAT(observed_, testing::ElementsAre("GET /livez 200", "POST /echo 200", "GET other 404", "other other 400", "other other 400"));
+}
+
+TEST_F(HttpServerTest, ManyStreamsAndDisconnectsAtOnce) {
+  const int port = start();
+  std::vector<std::thread> threads;
+  std::atomic<int> whole{0};
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 50; ++i) {
+        Client client(port);
+        client.send_text(get(i % 2 == 0 ? "/stream" : "/stream_endless", ""));
+        if ((i + t) % 4 == 0) client.read_some();
+        client.close_now();
+        Client short_answer(port);
+        short_answer.send_text(get("/livez"));
+        whole += short_answer.read_all().starts_with("HTTP/1.1 200");
+        release_streams_ = true;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(whole, 400);
+  wait_until([&] { return streams_open_ == 0; });
+}
+
+}  // namespace
+}  // namespace headroom

@@ -1,0 +1,80 @@
+#include "server/worker_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <system_error>
+
+namespace headroom {
+namespace {
+
+using namespace std::chrono_literals;
+
+void wait_until(const std::function<bool()>& done) {
+  const auto deadline = std::chrono::steady_clock::now() + 10s;
+  while (!done() && std::chrono::steady_clock::now() < deadline) std::this_thread::sleep_for(1ms);
+  ASSERT_TRUE(done());
+}
+
+TEST(WorkerPool, StartsNoThreadBeforeThereIsWorkAndReusesTheIdleOnes) {
+  WorkerPool pool(8, 8);
+  EXPECT_EQ(pool.threads(), 0u);
+  for (int i = 0; i < 20; ++i) {
+    std::promise<void> ran;
+    ASSERT_TRUE(pool.submit([&] { ran.set_value(); }));
+    ran.get_future().wait();
+    std::this_thread::sleep_for(5ms);  // until the thread is idle again
+  }
+  EXPECT_LE(pool.threads(), 2u);
+}
+
+TEST(WorkerPool, RunsUpToThreadsMaxJobsAtOnceAndKeepsABoundedQueue) {
+  std::promise<void> open;
+  const std::shared_future<void> gate = open.get_future().share();
+  std::atomic<int> running{0}, done{0};
+  WorkerPool pool(3, 2);
+  const auto job = [&, gate] {
+    ++running;
+    gate.wait();
+    ++done;
+  };
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(pool.submit(job));
+  wait_until([&] { return running == 3; });
+  EXPECT_TRUE(pool.submit(job));
+  EXPECT_TRUE(pool.submit(job));
+  EXPECT_FALSE(pool.submit(job));
+  EXPECT_EQ(pool.threads(), 3u);
+  open.set_value();
+  wait_until([&] { return done == 5; });
+}
+
+TEST(WorkerPool, RunsEveryAcceptedJobBeforeItEnds) {
+  std::atomic<int> done{0};
+  int accepted = 0;
+  {
+    WorkerPool pool(2, 1000);
+    for (int i = 0; i < 500; ++i) accepted += pool.submit([&] { ++done; });
+  }
+  EXPECT_EQ(accepted, 500);
+  EXPECT_EQ(done, 500);
+}
+
+TEST(WorkerPool, RefusesWorkWhenTheSystemHasNoThreadAndGoesOnWhenItHas) {
+  int starts_left = 0;
+  WorkerPool pool(4, 4, [&](std::function<void()> run) {
+    if (starts_left-- <= 0) throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+    return std::thread(std::move(run));
+  });
+  std::atomic<int> done{0};
+  EXPECT_FALSE(pool.submit([&] { ++done; }));
+  starts_left = 1;
+  EXPECT_TRUE(pool.submit([&] { ++done; }));
+  EXPECT_TRUE(pool.submit([&] { ++done; }));  // no second thread: the first one takes it
+  wait_until([&] { return done == 2; });
+  EXPECT_EQ(pool.threads(), 1u);
+}
+
+}  // namespace
+}  // namespace headroom
