@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Seeded bugs of the control plane, each an edit of its real source: does the simulation catch them?
+
+mutants.py --list             one line per mutant: its name and the source that it edits, separated by a space
+mutants.py NAME SOURCE_DIR OUT  writes the edited source to OUT
+
+The build compiles each edited source beside the unedited rest and links it with the simulation, so the product has no
+seam for tests. An edit whose text is no longer in the source exactly once stops the build: bring it up to date.
+"""
+
+import pathlib
+import sys
+
+ALLOCATOR = "engine/kv/page_allocator.cc"
+CACHE = "engine/kv/prefix_cache.cc"
+SCHEDULER = "engine/scheduler.cc"
+
+MUTANTS = {
+    # One request reads another's pages.
+    "late_pin": (SCHEDULER, [  # the lookup does not pin: that happens only after new pages were taken
+        ("  match_prefix(sequence);\n  const auto matched_pages",
+         "  match_prefix(sequence);\n"
+         "  for (size_t i = matched_.size(); i-- > 0;) allocator_.release(matched_[i]);\n"
+         "  const auto matched_pages"),
+        ("  for (int32_t i = dropped_pages; i-- > 0;) allocator_.release(matched_[static_cast<size_t>(i)]);\n", ""),
+        ("    for (int32_t i = matched_pages; i-- > dropped_pages;) "
+         "allocator_.release(matched_[static_cast<size_t>(i)]);\n", ""),
+        ("  take_pages(sequence, tokens);\n  add_to_plan(sequence, tokens);\n  return tokens;\n",
+         "  take_pages(sequence, tokens);\n"
+         "  for (int32_t i = dropped_pages; i < matched_pages; ++i) {\n"
+         "    allocator_.add_reference(matched_[static_cast<size_t>(i)]);\n"
+         "  }\n"
+         "  add_to_plan(sequence, tokens);\n  return tokens;\n")]),
+    "publish_in_plan": (SCHEDULER, [  # pages can be found before they are computed
+        ("  plan_.tokens += tokens;\n",
+         "  plan_.tokens += tokens;\n"
+         "  sequence.computed += tokens;\n"
+         "  if (prefix_cache_) publish_full_pages(sequence);\n"
+         "  sequence.computed -= tokens;\n")]),
+    "publish_partial_page": (SCHEDULER, [  # a page is published when its last slot is still to be written
+        ("page_tokens <= static_cast<size_t>(sequence.computed)", "page_tokens <= sequence.tokens.size()")]),
+    "stale_hash_after_eviction": (CACHE, [  # the evicted page stays in its bucket
+        ("  *link = entry.next;\n  entry = Entry{};\n", "  entry.serial = 0;\n")]),
+    "evicted_page_not_forgotten": (ALLOCATOR, [  # nobody tells the prefix cache
+        ("    listener_->page_evicted(PageId{page});\n", "")]),
+    "weak_hash_alone": (CACHE, [  # a hash of 8 bits is believed without comparing
+        ("  if (!(entry.hash == hash)) return false;  // most often; the rest makes a hit certain\n"
+         "  if (entry.parent_serial != end.parent_serial || !(entry.salt == end.salt)) return false;\n"
+         "  return std::ranges::equal(tokens_of(page), tokens);\n",
+         "  static_cast<void>(end);\n"
+         "  static_cast<void>(tokens);\n"
+         "  return (entry.hash.low & 0xff) == (hash.low & 0xff);\n")]),
+    "salt_ignored": (CACHE, [
+        ("hash.finish({reinterpret_cast<const unsigned char*>(salt.data()), salt.size()})",
+         "hash.finish(std::span<const unsigned char>(reinterpret_cast<const unsigned char*>(salt.data()), 0))")]),
+    "prefix_not_hashed": (CACHE, [  # a page is found by its own tokens, whatever came before it
+        ("  hash.add_word(end.hash.low);\n  hash.add_word(end.hash.high);\n", "  static_cast<void>(end);\n"),
+        ("entry.parent_serial != end.parent_serial || ", "")]),
+    "fork_writes_in_place": (SCHEDULER, [  # no copy on write
+        ("allocator_.references(partial) > 1", "allocator_.references(partial) > 1000"),
+        ("allocator_.references(from) > 1)", "allocator_.references(from) > 1000)")]),
+    "copy_not_announced": (SCHEDULER, [("      plan_.copies.push_back({from, to});\n", "")]),
+
+    # References go wrong.
+    "fork_without_reference": (SCHEDULER, [
+        ("      if (page != kNoPage) allocator_.add_reference(page);\n", "")]),
+    "cancel_leaks_last_page": (SCHEDULER, [
+        ("  give_back_all(sequence);\n  request.sequences",
+         "  if (request.cancelled && !sequence.pages.empty()) sequence.pages.pop_back();\n"
+         "  give_back_all(sequence);\n  request.sequences")]),
+    "shared_page_released_twice": (SCHEDULER, [
+        ("  allocator_.release(page);\n}",
+         "  allocator_.release(page);\n  if (allocator_.references(page) > 1) allocator_.release(page);\n}")]),
+    "pinned_page_stays_evictable": (ALLOCATOR, [
+        ("    unlink_cached(index_of(page));\n    live_written", "    live_written")]),
+
+    # Tokens go wrong.
+    "window_one_position_early": (SCHEDULER, [
+        ("std::max(position - options_.window_tokens + 1, 0)", "std::max(position - options_.window_tokens + 2, 0)")]),
+    "recompute_skips_a_token": (SCHEDULER, [
+        ("  sequence.computed = matched_tokens;\n",
+         "  sequence.computed = matched_tokens + (sequence.computed_max > matched_tokens ? 1 : 0);\n")]),
+    "whole_prompt_from_cache": (SCHEDULER, [  # nothing is left to compute the logits from
+        ("static_cast<int32_t>(sequence.tokens.size()) - 1;", "static_cast<int32_t>(sequence.tokens.size());")]),
+    "logits_skipped_by_hit": (SCHEDULER, [  # a request that wants all logits takes a prefix from the cache
+        ("  if (request.all_prompt_logits) limit", "  if (request.all_prompt_logits && limit < 0) limit")]),
+
+    # Somebody waits for ever.
+    "oldest_preempted": (SCHEDULER, [
+        ("    if (index + 1 == running_.size()) return false;\n    preempt_youngest();\n",
+         "    if (index + 1 == running_.size()) return false;\n"
+         "    std::rotate(running_.begin(), running_.begin() + 1, running_.end());\n"
+         "    preempt_youngest();\n"
+         "    return false;\n")]),
+    "preempted_goes_last": (SCHEDULER, [("waiting_.push_front(sequence);", "waiting_.push_back(sequence);")]),
+    "blocked_head_is_overtaken": (SCHEDULER, [
+        ("      const int32_t tokens = try_admit(*waiting_.first(), chunk_budget);\n"
+         "      if (tokens == 0) break;\n",
+         "      Sequence* next = waiting_.first()->waiting_next;\n"
+         "      int32_t tokens = try_admit(*waiting_.first(), chunk_budget);\n"
+         "      if (tokens == 0 && next != nullptr) tokens = try_admit(*next, chunk_budget);\n"
+         "      if (tokens == 0) break;\n")]),
+    "queue_place_leaks_on_cancel": (SCHEDULER, [
+        ("    if (!request.started) leave_queue(request);\n", "")]),
+}
+
+
+def main() -> int:
+    if sys.argv[1:] == ["--list"]:
+        print("\n".join(f"{name} {source}" for name, (source, _) in MUTANTS.items()))
+        return 0
+    name, source_dir, out = sys.argv[1:]
+    source, edits = MUTANTS[name]
+    text = (pathlib.Path(source_dir) / source).read_text()
+    for before, after in edits:
+        if text.count(before) != 1:
+            print(f"mutant {name}: its text occurs {text.count(before)} times in {source}:\n{before}", file=sys.stderr)
+            return 1
+        text = text.replace(before, after)
+    pathlib.Path(out).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
