@@ -9,7 +9,7 @@
 
 #include "engine/model/config_fields.h"
 #include "engine/model/json_reader.h"
-#include "kernels/check.h"
+#include "kernels/op_checks.h"
 
 namespace headroom {
 namespace {
@@ -18,7 +18,6 @@ namespace {
 constexpr int32_t kLayersMax = 512;
 constexpr int32_t kModelDimMax = 65'536;
 constexpr int32_t kHeadsMax = 1'024;
-constexpr int32_t kHeadDimMax = 512;
 constexpr int32_t kFfnDimMax = 1 << 19;
 constexpr int32_t kVocabMax = 1 << 21;
 constexpr int32_t kContextTokensMax = 1 << 26;
@@ -134,7 +133,10 @@ void read_shape(const ConfigFields& fields, const Family& family, ModelConfig& c
     fields.fail("head_dim is missing, and hidden_size / num_attention_heads is not a whole number up to " +
                 std::to_string(kHeadDimMax));
   }
-  if (config.head_dim % 2 != 0) fields.fail("head_dim " + std::to_string(config.head_dim) + " is not even");
+  if (config.head_dim % kHeadDimStep != 0) {
+    fields.fail("head_dim " + std::to_string(config.head_dim) + " is not a multiple of " +
+                std::to_string(kHeadDimStep));
+  }
   config.norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1.0).value_or(family.norm_eps));
   config.tied_embeddings = fields.boolean("tie_word_embeddings").value_or(family.tied_embeddings);
   config.qk_norm = family.qk_norm;
