@@ -136,6 +136,7 @@ class Scheduler {
   // The next step. Valid until the next call. REQUIRES that the last plan, unless empty, was committed or abandoned.
   // Never empty while a request is unfinished.
   const StepPlan& plan();
+  const StepPlan& current_plan() const { return plan_; }  // what plan() returned last
 
   // The step was run. `sampled` holds one token for each of plan.sampled, in that order.
   void commit(const StepPlan& plan, std::span<const SampledToken> sampled);
