@@ -101,13 +101,14 @@ Admission Scheduler::submit(NewRequest request) {
   r.arrival = arrivals_++;
   r.choices = request.choices;
   r.prompt_tokens = static_cast<int32_t>(prompt_tokens);
-  r.generated_tokens_max = request.generated_tokens_max;
   r.cache_salt = std::move(request.cache_salt);
   r.all_prompt_logits = request.all_prompt_logits;
-  r.forked = request.choices == 1;
   r.pages = RequestPages(request.choices);
   Sequence& leader = sequences_.create();
   leader.request = &r;
+  leader.request_id = r.id;
+  leader.slots = r.choices;
+  leader.tokens_max = static_cast<int32_t>(admission.tokens_needed);
   leader.state = SequenceState::waiting;
   leader.tokens = std::move(request.prompt);
   r.sequences.push_back(&leader);
@@ -143,6 +144,7 @@ const StepPlan& Scheduler::plan() {
   plan_.cancelled.clear();
   plan_.tokens = 0;
   planned_.clear();
+  grown_.clear();
   planned_chunks_.clear();
   chunks_.clear();
   drop_cancelled();
@@ -214,7 +216,7 @@ bool Scheduler::schedule_running(size_t index, int32_t tokens) {
 // Returns how many: 0 if it has to wait.
 int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   Request& request = *sequence.request;
-  if (running_slots_ + request.slots_of_one() > options_.running_sequences_max) return 0;
+  if (running_slots_ + sequence.slots > options_.running_sequences_max) return 0;
   // One page for each running sequence is left alone, or the newcomer would be preempted before it has done anything.
   const auto reserve = static_cast<int64_t>(running_.size());
   const int64_t available = allocator_.available();
@@ -238,7 +240,7 @@ int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   waiting_.remove(sequence);
   sequence.state = SequenceState::running;
   running_.push_back(&sequence);
-  running_slots_ += request.slots_of_one();
+  running_slots_ += sequence.slots;
   if (!request.started) start(request);
   sequence.computed = matched_tokens;
   sequence.matched_pages = sequence.published_pages = matched_pages;
@@ -271,6 +273,8 @@ void Scheduler::start(Request& request) {
   for (int32_t choice = 1; choice < request.choices; ++choice) {
     Sequence& sequence = sequences_.create();
     sequence.request = &request;
+    sequence.request_id = request.id;
+    sequence.tokens_max = request.sequences[0]->tokens_max;
     sequence.choice = choice;
     sequence.state = SequenceState::awaiting_fork;
     request.sequences.push_back(&sequence);
@@ -294,6 +298,7 @@ int64_t Scheduler::pages_lacking(const Sequence& sequence, int32_t tokens) const
 
 // REQUIRES that they are available.
 void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
+  const size_t taken_before = plan_.taken.size() + plan_.copies.size();
   const int32_t page_tokens = options_.page_tokens;
   const int32_t partial_tokens = sequence.computed % page_tokens;
   if (partial_tokens > 0) {
@@ -308,18 +313,19 @@ void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
       plan_.copies.push_back({from, to});
     }
   }
-  const int64_t pages = ceil_div(sequence.computed + tokens, page_tokens);
-  while (static_cast<int64_t>(sequence.pages.size()) < pages) {
+  const auto pages = static_cast<size_t>(ceil_div(sequence.computed + tokens, page_tokens));
+  while (sequence.pages.size() < pages) {
     const PageId page = allocator_.take().value();
     hold(sequence, page);
     plan_.taken.push_back(page);
   }
+  if (plan_.taken.size() + plan_.copies.size() > taken_before) grown_.push_back(sequence.request);
 }
 
 void Scheduler::preempt_youngest() {
   Sequence& sequence = *running_.back();
   running_.pop_back();
-  running_slots_ -= sequence.request->slots_of_one();
+  running_slots_ -= sequence.slots;
   give_back_all(sequence);
   sequence.computed = 0;
   sequence.matched_pages = sequence.dropped_pages = sequence.published_pages = 0;
@@ -333,12 +339,12 @@ void Scheduler::preempt_youngest() {
 void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens) {
   ScheduledSequence scheduled;
   scheduled.id = sequence.id;
-  scheduled.request = sequence.request->id;
+  scheduled.request = sequence.request_id;
   scheduled.choice = sequence.choice;
   scheduled.first_position = sequence.computed;
   scheduled.tokens = tokens;
   scheduled.recomputed_tokens = std::clamp(sequence.computed_max - sequence.computed, 0, tokens);
-  if (tokens == sequence.uncomputed()) scheduled.samples = sequence.request->slots_of_one();
+  if (tokens == sequence.uncomputed()) scheduled.samples = sequence.slots;
   plan_.tokens += tokens;
   const bool is_single = sequence.uncomputed() == 1;
   (is_single ? plan_.sequences : chunks_).push_back(scheduled);
@@ -346,17 +352,16 @@ void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens) {
 }
 
 void Scheduler::assemble_plan() {
+  for (Request* request : grown_) request->pages.note_peak(request->usage);  // nobody is preempted any more
   plan_.sequences.insert(plan_.sequences.end(), chunks_.begin(), chunks_.end());
   planned_.insert(planned_.end(), planned_chunks_.begin(), planned_chunks_.end());
   for (size_t i = 0; i < planned_.size(); ++i) {
     ScheduledSequence& scheduled = plan_.sequences[i];
-    Request& request = *planned_[i]->request;
-    request.pages.note_peak(request.usage);  // now that nobody can be preempted any more
     scheduled.sampled_begin = static_cast<int32_t>(plan_.sampled.size());
     if (scheduled.samples == 0) continue;
     plan_.sampled.push_back(scheduled.id);
     for (int32_t choice = 1; choice < scheduled.samples; ++choice) {
-      plan_.sampled.push_back(request.sequences[static_cast<size_t>(choice)]->id);
+      plan_.sampled.push_back(planned_[i]->request->sequences[static_cast<size_t>(choice)]->id);
     }
   }
 }
@@ -433,7 +438,7 @@ void Scheduler::drop_below_window(Sequence& sequence) {
 // The prompt is computed: the other choices share its pages.
 void Scheduler::fork(Sequence& leader) {
   Request& request = *leader.request;
-  request.forked = true;  // the slots that the leader kept for the others are theirs now
+  leader.slots = 1;  // those that it kept for the others are theirs now
   for (int32_t choice = 1; choice < request.choices; ++choice) {
     Sequence& sequence = *request.sequences[static_cast<size_t>(choice)];
     sequence.tokens = leader.tokens;
@@ -459,8 +464,7 @@ void Scheduler::append(Sequence& sequence, const SampledToken& sampled) {
     end_sequence(sequence);
     return;
   }
-  const Request& request = *sequence.request;
-  CHECK_LT(static_cast<int64_t>(sequence.tokens.size()), int64_t{request.prompt_tokens} + request.generated_tokens_max)
+  CHECK_LT(static_cast<int32_t>(sequence.tokens.size()), sequence.tokens_max)
       << "a sequence must finish with its last token";
 }
 
@@ -492,7 +496,7 @@ void Scheduler::give_back_all(Sequence& sequence) {
 // The sequence leaves; running_ is cleaned by the caller. With the last one goes the request.
 void Scheduler::end_sequence(Sequence& sequence) {
   Request& request = *sequence.request;
-  if (sequence.state == SequenceState::running) running_slots_ -= request.slots_of_one();
+  if (sequence.state == SequenceState::running) running_slots_ -= sequence.slots;
   give_back_all(sequence);
   request.sequences[static_cast<size_t>(sequence.choice)] = nullptr;
   sequences_.destroy(sequence);
@@ -547,7 +551,7 @@ void Scheduler::check_conserved() const {
       const bool is_running = sequence->state == SequenceState::running;
       CHECK(is_running || sequence->pages.empty()) << "a sequence without room holds pages";
       running += is_running ? 1 : 0;
-      slots += is_running ? request.slots_of_one() : 0;
+      slots += is_running ? sequence->slots : 0;
       waiting += sequence->state == SequenceState::waiting ? 1 : 0;
       for (size_t i = 0; i < sequence->pages.size(); ++i) {
         const PageId page = sequence->pages[i];

@@ -218,6 +218,7 @@ class Scheduler {
   std::vector<Sequence*> planned_;         // beside plan_.sequences
   std::vector<Sequence*> planned_chunks_;  // in the making: appended to planned_ at the end
   std::vector<ScheduledSequence> chunks_;
+  std::vector<Request*> grown_;  // took pages in this plan
   std::vector<PageId> matched_;
 
   int64_t preemptions_total_ = 0;

@@ -64,18 +64,22 @@ enum class SequenceState : uint8_t {
 
 struct Request;
 
+// What every step reads comes first and fills two lines of the CPU's cache; a decode does not look at the request.
 struct Sequence {
   SequenceId id{};
-  Request* request = nullptr;
-  int32_t choice = 0;
-  SequenceState state = SequenceState::ended;
+  RequestId request_id{};
   std::vector<TokenId> tokens;  // the prompt, then what was sampled
   std::vector<PageId> pages;    // of positions 0 .. computed - 1, rounded up; kNoPage below the window
-  int32_t computed = 0;         // positions whose K and V are in the pages
-  int32_t computed_max = 0;     // the most that `computed` ever was; below it, work is done again after a preemption
-  int32_t matched_pages = 0;    // the first pages of the table, which came out of the prefix cache
-  int32_t dropped_pages = 0;    // the first pages of the table, given back because they are below the window
+  int32_t choice = 0;
+  int32_t slots = 1;          // of running_sequences_max: choice 0 keeps those of all choices until it has forked them
+  int32_t computed = 0;       // positions whose K and V are in the pages
+  int32_t computed_max = 0;   // the most that `computed` ever was; below it, work is done again after a preemption
+  int32_t tokens_max = 0;     // prompt and generated
+  int32_t matched_pages = 0;  // the first pages of the table, which came out of the prefix cache
+  int32_t dropped_pages = 0;  // the first pages of the table, given back because they are below the window
   int32_t published_pages = 0;  // the first pages of the table, which were offered to the prefix cache
+  SequenceState state = SequenceState::ended;
+  Request* request = nullptr;
   PrefixCache::ChainEnd chain;  // behind the published pages
   int64_t pages_wanted = 0;     // what it lacked when it was last refused room, 0: never refused
   Sequence* waiting_previous = nullptr;
@@ -89,19 +93,14 @@ struct Request {
   int64_t arrival = 0;  // smaller is older
   int32_t choices = 1;
   int32_t prompt_tokens = 0;
-  int32_t generated_tokens_max = 0;
   std::string cache_salt;
   bool all_prompt_logits = false;
   bool started = false;  // it was given room once, and left the bounded queue
-  bool forked = false;   // every choice has its own token: they run, wait and end independently
   bool cancelled = false;
   int32_t unfinished = 0;            // choices
   std::vector<Sequence*> sequences;  // by choice, null once ended; choice 0 alone until the request is started
   RequestPages pages{1};
   PageUsage usage;
-
-  // Running slots that a sequence of this request takes: before the fork, choice 0 holds those of all choices.
-  int32_t slots_of_one() const { return forked ? 1 : choices; }
 };
 
 // True if a arrived before b, or is an earlier choice of the same request.

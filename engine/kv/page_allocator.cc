@@ -85,14 +85,14 @@ void PageAllocator::set_cacheable(PageId page) {
   Record& r = record(page);
   CHECK_GT(r.references, 0);
   CHECK(listener_ != nullptr);
-  r.cacheable = true;
+  r.cacheable = 1;
 }
 
 void PageAllocator::record_written(PageId page, int32_t tokens) {
   Record& r = record(page);
   CHECK_GT(r.references, 0);
   CHECK_GE(tokens, 0);
-  r.written_tokens += tokens;
+  r.written_tokens += static_cast<uint32_t>(tokens);
   live_written_tokens_ += tokens;
 }
 
