@@ -21,6 +21,7 @@ namespace {
 // of microseconds between steps (sampling, scheduling); waking a sleeper costs 5 to 50 µs.
 constexpr auto kSpinTime = std::chrono::microseconds(100);
 constexpr int kSpinsBetweenClockReads = 64;
+constexpr int kSpinsBeforeYield = 2000;  // about 30 µs
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -102,9 +103,9 @@ void ThreadPool::run_task(Task task) {
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   call_contained(task, 0);
-  // The others finish at about the same time; yield only where the machine is so busy that one of them lost its core.
+  // The others finish at about the same time; yield where the machine is so busy that one of them lost its core.
   for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < 10000) {
+    if (spins < kSpinsBeforeYield) {
       pause_cpu();
     } else {
       std::this_thread::yield();

@@ -1,0 +1,340 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "tests/kernels/reference.h"
+
+namespace headroom {
+namespace {
+
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+struct Shape {
+  int32_t group = 1;
+  int32_t kv_heads = 2;
+  int32_t head_dim = 64;
+  DType type = DType::kF32;
+  int32_t window_tokens = 0;
+
+  int32_t query_heads() const { return group * kv_heads; }
+  int64_t cols() const { return int64_t{query_heads() + 2 * kv_heads} * head_dim; }
+  int64_t out_cols() const { return int64_t{query_heads()} * head_dim; }
+  AttentionParams attention() const { return {query_heads(), kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), window_tokens}; }
+  RopeKvParams rope() const {
+    RopeKvParams params;
+    params.query_heads = query_heads();
+    params.kv_heads = kv_heads;
+    params.head_dim = head_dim;
+    return params;
+  }
+};
+
+// The q, k and v of every token of one sequence, already in their final form (no RoPE), exact in the type of the pages.
+struct Sequence {
+  Shape shape;
+  int32_t tokens;
+  std::vector<float> qkv;  // [tokens, cols]
+
+  Sequence(Shape shape, int32_t tokens, uint64_t seed)
+      : shape(shape), tokens(tokens), qkv(reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f, shape.type)) {}
+
+  std::span<const float> query(int32_t token, int32_t head) const { return part(token, head); }
+  std::span<const float> key(int32_t token, int32_t g) const { return part(token, shape.query_heads() + g); }
+  std::span<const float> value(int32_t token, int32_t g) const { return part(token, shape.query_heads() + shape.kv_heads + g); }
+
+  // Row `token` by the definition, [Q·K]; `skip_last` and `head_shift` make the nearest wrong kernels.
+  std::vector<double> expected(int32_t token, int32_t window_tokens, bool skip_last = false, int32_t head_shift = 0, double scale_factor = 1.0) const {
+    std::vector<double> row;
+    for (int32_t head = 0; head < shape.query_heads(); ++head) {
+      const int32_t g = ((head + head_shift) % shape.query_heads()) / shape.group;
+      std::vector<std::vector<float>> keys, values;
+      for (int32_t j = 0; j <= token - (skip_last ? 1 : 0); ++j) {
+        if (window_tokens > 0 && token - j >= window_tokens) continue;
+        keys.emplace_back(key(j, g).begin(), key(j, g).end());
+        values.emplace_back(value(j, g).begin(), value(j, g).end());
+      }
+      const std::vector<double> out = reference::attend(query(token, head), keys, values, scale_factor / std::sqrt(shape.head_dim));
+      row.insert(row.end(), out.begin(), out.end());
+    }
+    return row;
+  }
+
+ private:
+  std::span<const float> part(int32_t token, int32_t head) const {
+    return {qkv.data() + token * shape.cols() + int64_t{head} * shape.head_dim, static_cast<size_t>(shape.head_dim)};
+  }
+};
+
+// A pool of one layer whose every element is NaN until a row is written (I7), and the page tables of some sequences.
+class Pool {
+ public:
+  Pool(Backend& backend, Shape shape, int32_t page_tokens, int32_t pages, uint64_t seed)
+      : backend_(backend), shape_(shape), page_tokens_(page_tokens), free_(static_cast<size_t>(pages)) {
+    const size_t page_bytes = size_t{2} * shape.kv_heads * page_tokens * shape.head_dim * dtype_bytes(shape.type);
+    buffer_ = backend.allocate(page_bytes * pages);
+    const std::vector<std::byte> nans = reference::stored(std::vector<float>(page_bytes / dtype_bytes(shape.type), kNaN), shape.type);
+    for (int32_t p = 0; p < pages; ++p) backend.copy_in(buffer_->data() + p * page_bytes, nans.data(), page_bytes);
+    layer_ = {buffer_->data(), page_bytes, shape.type, shape.kv_heads, page_tokens, shape.head_dim};
+    std::iota(free_.begin(), free_.end(), 0);
+    std::shuffle(free_.begin(), free_.end(), std::mt19937_64(seed));
+  }
+
+  const KvLayer& layer() const { return layer_; }
+  int32_t take_page() {
+    CHECK(!free_.empty());
+    const int32_t page = free_.back();
+    free_.pop_back();
+    return page;
+  }
+
+  struct Chunk {
+    const Sequence* sequence;
+    std::vector<int32_t>* page_table;
+    int32_t begin, end;  // tokens that this step computes
+  };
+  // One step over the chunks: writes their k and v, attends, returns the rows [T, Q·K].
+  std::vector<float> step(std::span<const Chunk> chunks) {
+    std::vector<int32_t> positions, first_row{0}, tables, table_begin{0};
+    std::vector<float> qkv;
+    for (const Chunk& chunk : chunks) {
+      while (static_cast<int32_t>(chunk.page_table->size()) * page_tokens_ < chunk.end) chunk.page_table->push_back(take_page());
+      give_back_below_window(chunk);
+      const auto begin = chunk.sequence->qkv.begin();
+      qkv.insert(qkv.end(), begin + chunk.begin * shape_.cols(), begin + chunk.end * shape_.cols());
+      for (int32_t position = chunk.begin; position < chunk.end; ++position) positions.push_back(position);
+      first_row.push_back(static_cast<int32_t>(positions.size()));
+      tables.insert(tables.end(), chunk.page_table->begin(), chunk.page_table->end());
+      table_begin.push_back(static_cast<int32_t>(tables.size()));
+    }
+    const int64_t rows = static_cast<int64_t>(positions.size());
+    const std::vector<int32_t> tokens(positions.size());
+    const BatchView batch{static_cast<int32_t>(rows), tokens, positions, first_row, tables, table_begin};
+    std::vector<float> out(static_cast<size_t>(rows * shape_.out_cols()), -3.0f);
+    const Matrix qkv_matrix(qkv.data(), rows, shape_.cols());
+    backend_.rope_kv_write(qkv_matrix, layer_, batch, shape_.rope());
+    backend_.paged_attention(Matrix(out.data(), rows, shape_.out_cols()), qkv_matrix, layer_, batch, shape_.attention());
+    return out;
+  }
+
+ private:
+  void give_back_below_window(const Chunk& chunk) {
+    if (shape_.window_tokens == 0) return;
+    const int32_t oldest = chunk.begin - shape_.window_tokens + 1;
+    for (int32_t p = 0; (p + 1) * page_tokens_ <= oldest; ++p) (*chunk.page_table)[p] = -1;
+  }
+
+  Backend& backend_;
+  Shape shape_;
+  int32_t page_tokens_;
+  std::unique_ptr<Buffer> buffer_;
+  KvLayer layer_;
+  std::vector<int32_t> free_;
+};
+
+// All rows of one sequence, computed in the given chunks.
+std::vector<float> run_alone(Backend& backend, const Sequence& sequence, int32_t page_tokens, const std::vector<int32_t>& cuts, uint64_t seed = 1) {
+  Pool pool(backend, sequence.shape, page_tokens, sequence.tokens / page_tokens + 4, seed);
+  std::vector<int32_t> table;
+  std::vector<float> all;
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    const Pool::Chunk chunk{&sequence, &table, cuts[i], cuts[i + 1]};
+    const std::vector<float> rows = pool.step({&chunk, 1});
+    all.insert(all.end(), rows.begin(), rows.end());
+  }
+  return all;
+}
+
+// Scores up to about 40 in fp32 put 2^-24 · 40 on the weights. Measured over the grid: at most 3e-6 up to head_dim 128, 7.2e-6 at 256.
+constexpr double kTolerance = 1.2e-5;
+
+class AttentionShapes : public testing::TestWithParam<std::tuple<int32_t, int32_t>> {};
+
+TEST_P(AttentionShapes, MatchTheReferenceAtEveryLengthAroundAPageAndASplit) {
+  const auto [head_dim, group] = GetParam();
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const DType type : kTypes) {
+    const Shape shape{group, 2, head_dim, type, 0};
+    for (const int32_t page_tokens : {16, 32, 64}) {
+      const int32_t tokens = page_tokens == 16 && group <= 4 ? 1030 : 140;
+      const Sequence sequence(shape, tokens, 10 + static_cast<uint64_t>(head_dim));
+      const std::vector<float> rows = run_alone(*backend, sequence, page_tokens, {0, tokens});
+      for (const int32_t t : {0, 1, 14, 15, 16, 17, 30, 31, 32, 33, 62, 63, 64, 65, 139, 510, 511, 512, 513, 1023, 1024, 1029}) {
+        if (t >= tokens) continue;
+        const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+        ASSERT_LE(reference::largest_difference(row, sequence.expected(t, 0)), kTolerance)
+            << dtype_name(type) << " pages of " << page_tokens << ", token " << t;
+      }
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Grid, AttentionShapes,
+                         testing::Combine(testing::Values(8, 32, 64, 80, 96, 128, 256), testing::Values(1, 2, 3, 4, 7, 8, 16, 32)));
+
+TEST(Attention, WindowMatchesTheReferenceWithPagesGivenBack) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int32_t window : {1, 2, 15, 16, 17, 33, 64, 100, 511, 512, 513, 700}) {
+    const Shape shape{3, 1, 32, DType::kF32, window};
+    const Sequence sequence(shape, 1100, static_cast<uint64_t>(window));
+    std::vector<int32_t> cuts{0, 1, 40, 41, 555, 600, 1025, 1026};
+    for (int32_t t = 1027; t <= 1100; ++t) cuts.push_back(t);
+    const std::vector<float> rows = run_alone(*backend, sequence, 16, cuts);
+    for (int32_t t = 0; t < 1100; t += t % 7 == 0 ? 1 : 23) {
+      const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+      ASSERT_LE(reference::largest_difference(row, sequence.expected(t, window)), kTolerance) << "window " << window << ", token " << t;
+    }
+  }
+}
+
+TEST(Attention, ToleranceCatchesTheNearestWrongKernels) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  const Shape shape{4, 2, 64, DType::kBF16, 200};
+  const Sequence sequence(shape, 400, 4);
+  const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 400});
+  const int32_t t = 399;
+  const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+  ASSERT_LE(reference::largest_difference(row, sequence.expected(t, 200)), kTolerance);
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, true)), 100 * kTolerance) << "last key dropped";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 199)), 100 * kTolerance) << "window one short";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 201)), 100 * kTolerance) << "window one long";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 1)), 100 * kTolerance) << "wrong head of the group";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 0, 1.001)), 100 * kTolerance) << "scale off by 0.1 %";
+}
+
+TEST(Attention, LargeScoresNeitherOverflowNorVanish) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  const Shape shape{1, 1, 32, DType::kF32, 0};
+  Sequence sequence(shape, 90, 5);
+  for (float& value : sequence.qkv) value *= 30.0f;  // scores of several thousand
+  const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 90});
+  for (int32_t t = 0; t < 90; ++t) {
+    const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+    ASSERT_LE(reference::largest_difference(row, sequence.expected(t, 0)), 0.05) << t;
+  }
+}
+
+// ---- Bits: what may not change them.
+
+Shape small_shape(DType type, int32_t window = 0) { return {3, 2, 40, type, window}; }
+
+std::vector<int32_t> one_by_one(int32_t tokens) {
+  std::vector<int32_t> cuts(static_cast<size_t>(tokens) + 1);
+  std::iota(cuts.begin(), cuts.end(), 0);
+  return cuts;
+}
+
+TEST(AttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  std::mt19937_64 random(77);
+  for (const DType type : kTypes) {
+    for (const int32_t window : {0, 90}) {
+      const int32_t tokens = 1100;
+      const Sequence sequence(small_shape(type, window), tokens, 20);
+      const auto whole = reference::bits(run_alone(*backend, sequence, 16, {0, tokens}));
+      EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, one_by_one(tokens))), whole) << dtype_name(type) << " token by token";
+      for (int round = 0; round < 4; ++round) {
+        std::vector<int32_t> cuts{0, tokens};
+        for (int i = 0; i < 12; ++i) cuts.push_back(static_cast<int32_t>(random() % tokens));
+        std::sort(cuts.begin(), cuts.end());
+        cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, cuts)), whole) << dtype_name(type) << " round " << round;
+      }
+    }
+  }
+}
+
+TEST(AttentionBits, PageSizeAndPagePlacementChangeNothing) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const DType type : kTypes) {
+    const Sequence sequence(small_shape(type, 0), 700, 21);
+    const auto expected = reference::bits(run_alone(*backend, sequence, 16, {0, 300, 700}, 1));
+    for (const int32_t page_tokens : {16, 32, 64}) {
+      for (const uint64_t seed : {2, 3}) {
+        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, page_tokens, {0, 300, 700}, seed)), expected) << page_tokens;
+      }
+    }
+  }
+}
+
+TEST(AttentionBits, ThreadsChangeNothing) {
+  // One long decode (splits go round), and a prefill (tiles go round).
+  const Sequence sequence(small_shape(DType::kBF16), 2100, 22);
+  const std::vector<int32_t> cuts{0, 2090, 2091, 2092, 2100};
+  const auto one = reference::bits(run_alone(*make_cpu_backend({.threads = 1}), sequence, 32, cuts));
+  for (const int threads : {2, 3, 5}) {
+    EXPECT_EQ(reference::bits(run_alone(*make_cpu_backend({.threads = threads}), sequence, 32, cuts)), one) << threads << " threads";
+  }
+}
+
+TEST(AttentionBits, BatchMatesChangeNothing) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  std::mt19937_64 random(99);
+  for (const DType type : kTypes) {
+    const Shape shape = small_shape(type, type == DType::kF16 ? 70 : 0);
+    std::vector<Sequence> sequences;
+    std::vector<std::vector<uint32_t>> alone;
+    for (const int32_t tokens : {1, 2, 15, 16, 17, 31, 33, 64, 65, 200, 520}) {
+      sequences.emplace_back(shape, tokens, 30 + static_cast<uint64_t>(tokens));
+      alone.push_back(reference::bits(run_alone(*backend, sequences.back(), 16, {0, tokens})));
+    }
+    Pool pool(*backend, shape, 16, 100, 7);
+    std::vector<std::vector<int32_t>> tables(sequences.size());
+    std::vector<int32_t> done(sequences.size());
+    for (;;) {
+      // A step of random sequences in random order, each with a random chunk.
+      std::vector<size_t> order(sequences.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random);
+      std::vector<Pool::Chunk> chunks;
+      std::vector<size_t> who;
+      for (const size_t i : order) {
+        const int32_t left = sequences[i].tokens - done[i];
+        if (left == 0 || random() % 4 == 0) continue;
+        const int32_t count = random() % 2 == 0 ? 1 : 1 + static_cast<int32_t>(random() % left);
+        chunks.push_back({&sequences[i], &tables[i], done[i], done[i] + count});
+        who.push_back(i);
+      }
+      if (chunks.empty()) {
+        if (std::equal(done.begin(), done.end(), sequences.begin(), [](int32_t d, const Sequence& s) { return d == s.tokens; })) break;
+        continue;
+      }
+      const std::vector<uint32_t> rows = reference::bits(pool.step(chunks));
+      auto row = rows.begin();
+      for (size_t c = 0; c < chunks.size(); ++c) {
+        const int64_t count = (chunks[c].end - chunks[c].begin) * shape.out_cols();
+        ASSERT_TRUE(std::equal(row, row + count, alone[who[c]].begin() + chunks[c].begin * shape.out_cols()))
+            << dtype_name(type) << ", sequence of " << sequences[who[c]].tokens << ", tokens " << chunks[c].begin << " to " << chunks[c].end;
+        row += count;
+        done[who[c]] = chunks[c].end;
+      }
+    }
+  }
+}
+
+// The control: the comparison above sees a change of one unit in the last place of one key.
+TEST(AttentionBits, OneChangedKeyShows) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  Sequence sequence(small_shape(DType::kF32), 80, 23);
+  const auto before = reference::bits(run_alone(*backend, sequence, 16, {0, 80}));
+  float& element = sequence.qkv[static_cast<size_t>(40 * sequence.shape.cols() + sequence.shape.out_cols())];
+  element = std::nextafter(element, 100.0f);
+  EXPECT_NE(reference::bits(run_alone(*backend, sequence, 16, {0, 80})), before);
+}
+
+TEST(AttentionBits, ANaNOfALaterTokenStaysThere) {
+  // A token whose k and v are NaN poisons the rows that see it and no row before it, in the same tile or not.
+  const auto backend = make_cpu_backend({.threads = 1});
+  const Shape shape = small_shape(DType::kF32);
+  Sequence sequence(shape, 60, 24);
+  const std::vector<float> clean = run_alone(*backend, sequence, 16, {0, 60});
+  for (int64_t i = shape.out_cols(); i < shape.cols(); ++i) sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
+  const std::vector<float> poisoned = run_alone(*backend, sequence, 16, {0, 60});
+  const size_t boundary = static_cast<size_t>(37 * shape.out_cols());
+  EXPECT_EQ(reference::bits(std::span(poisoned).first(boundary)), reference::bits(std::span(clean).first(boundary)));
+  for (size_t i = boundary; i < poisoned.size(); ++i) ASSERT_TRUE(std::isnan(poisoned[i])) << "a NaN key or value must show";
+}
+
+}  // namespace
+}  // namespace headroom

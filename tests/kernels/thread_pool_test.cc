@@ -1,0 +1,96 @@
+#include "kernels/cpu/thread_pool.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <set>
+#include <stdexcept>
+#include <string>
+
+namespace headroom {
+namespace {
+
+TEST(ThreadPool, RunsEveryWorkerOncePerTask) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    std::vector<int> calls(static_cast<size_t>(threads));
+    for (int task = 0; task < 500; ++task) pool.run([&](int worker) { ++calls[static_cast<size_t>(worker)]; });
+    EXPECT_EQ(calls, std::vector<int>(static_cast<size_t>(threads), 500));
+  }
+}
+
+TEST(ThreadPool, RangesCoverEverythingOnceAtMultiplesOfTheGrain) {
+  for (const int threads : {1, 2, 3, 5}) {
+    ThreadPool pool(threads);
+    for (const int64_t count : {0, 1, 2, 7, 63, 64, 65, 1000}) {
+      for (const int64_t grain : {1, 8, 64}) {
+        std::vector<int> touched(static_cast<size_t>(count));
+        pool.for_range(count, grain, [&](int64_t begin, int64_t end) {
+          EXPECT_EQ(begin % grain, 0);
+          for (int64_t i = begin; i < end; ++i) ++touched[static_cast<size_t>(i)];
+        });
+        EXPECT_EQ(touched, std::vector<int>(static_cast<size_t>(count), 1)) << count << " by " << grain;
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, PassesAnExceptionOnAndGoesOn) {
+  ThreadPool pool(3);
+  for (int thrower = 0; thrower < 3; ++thrower) {
+    EXPECT_THROW(pool.run([&](int worker) {
+      if (worker == thrower) throw std::runtime_error("from a worker");
+    }),
+                 std::runtime_error);
+    std::atomic<int> calls{0};
+    pool.run([&](int) { ++calls; });
+    EXPECT_EQ(calls, 3);
+  }
+}
+
+TEST(ThreadPool, SleepsWhenIdleAndWakes) {
+  ThreadPool pool(2);
+  pool.run([](int) {});
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // past the spin time
+  const auto cpu_time = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+  };
+  const double before = cpu_time();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_LT(cpu_time() - before, 0.02) << "an idle pool burns CPU";
+  std::atomic<int> calls{0};
+  pool.run([&](int) { ++calls; });
+  EXPECT_EQ(calls, 2);
+}
+
+// In a child: the stacks of 64 threads do not fit into the address space that is left.
+[[noreturn]] void start_too_many_threads() {
+  const rlimit limit{256 << 20, 256 << 20};
+  setrlimit(RLIMIT_AS, &limit);
+  try {
+    const ThreadPool pool(64);
+  } catch (const std::runtime_error& error) {
+    fputs(error.what(), stderr);
+    _exit(3);
+  }
+  _exit(0);
+}
+
+TEST(ThreadPoolDeathTest, SaysWhenTheSystemRefusesAThread) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's shadow memory needs more address space than the limit that provokes the error";
+#endif
+  EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(3), "cannot start 64 compute threads, the system allowed [0-9]+");
+}
+
+TEST(UsablePhysicalCores, IsBetweenOneAndTheMachine) {
+  EXPECT_GE(usable_physical_cores(), 1);
+  EXPECT_LE(usable_physical_cores(), static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+}  // namespace headroom
