@@ -217,8 +217,9 @@ bool Scheduler::schedule_running(size_t index, int32_t tokens) {
 int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   Request& request = *sequence.request;
   if (running_slots_ + sequence.slots > options_.running_sequences_max) return 0;
-  // One page for each running sequence is left alone, or the newcomer would be preempted before it has done anything.
-  const auto reserve = static_cast<int64_t>(running_.size());
+  // Room is left for a quarter of the running sequences to take their next page: with less, the newcomer would soon be
+  // preempted and computed again; with more, small requests would leave the pool idle.
+  const int64_t reserve = ceil_div(static_cast<int64_t>(running_.size()), 4);
   const int64_t available = allocator_.available();
   // While nothing has changed for the better, a refusal costs no lookup.
   if (reserve > 0 && available < sequence.pages_wanted + reserve) return 0;

@@ -1,9 +1,9 @@
 #include "engine/kv/page_allocator.h"
 
 #include <gtest/gtest.h>
+#include <time.h>
 
 #include <algorithm>
-#include <chrono>
 #include <deque>
 #include <map>
 #include <optional>
@@ -198,10 +198,9 @@ TEST(PageAllocator, AgreesWithANaiveModel) {
   }
 }
 
-// Nothing after the construction may look at all the pages. The median of many calls does not see when the machine was
-// busy with something else; a call that walks a million records does not fit into this bound by orders of magnitude.
+// Nothing after the construction may look at all the pages. Time is that of the thread, which counts little of what
+// else the machine does; three pauses are forgiven for that little.
 TEST(PageAllocator, ManagesAMillionPagesWithoutAPause) {
-  using Clock = std::chrono::steady_clock;
   constexpr int64_t kPages = 1000000;
   PageAllocator allocator(kPages, 1);
   Evictions evictions;
@@ -209,15 +208,19 @@ TEST(PageAllocator, ManagesAMillionPagesWithoutAPause) {
   allocator.set_eviction_listener(&evictions);
   std::vector<PageId> held;
   held.reserve(kPages);
-  const auto timed_rounds = [&](auto&& action) {
-    std::vector<double> seconds;
-    for (int round = 0; round < 1000; ++round) {
-      const auto start = Clock::now();
-      for (int i = 0; i < 1000; ++i) action();
-      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  const auto now_seconds = [] {
+    timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  };
+  const auto pauses = [&](const auto& call) {  // of more than a millisecond within 20 calls
+    int count = 0;
+    for (int64_t i = 0; i < kPages; i += 20) {
+      const double start = now_seconds();
+      for (int k = 0; k < 20; ++k) call();
+      if (now_seconds() - start > 1e-3) ++count;
     }
-    std::ranges::nth_element(seconds, seconds.begin() + 500);
-    return seconds[500] / 1000;
+    return count;
   };
   const auto take = [&] {
     held.push_back(allocator.take().value());
@@ -227,11 +230,11 @@ TEST(PageAllocator, ManagesAMillionPagesWithoutAPause) {
     allocator.release(held.back());
     held.pop_back();
   };
-  EXPECT_LT(timed_rounds(take), 20e-6);
+  EXPECT_LE(pauses(take), 3);
   EXPECT_EQ(allocator.counts().live, kPages);
-  EXPECT_LT(timed_rounds(release), 20e-6);
+  EXPECT_LE(pauses(release), 3);
   EXPECT_EQ(allocator.counts().cached, kPages);
-  EXPECT_LT(timed_rounds(take), 20e-6);  // each one an eviction
+  EXPECT_LE(pauses(take), 3);  // each one an eviction
   EXPECT_EQ(allocator.evictions_total(), kPages);
 }
 
