@@ -40,7 +40,7 @@ struct Job {
 // logits[choice][position], each V floats; positions of the prompt are in choice 0.
 using Reference = std::map<std::pair<int32_t, int32_t>, std::vector<float>>;
 
-enum class Sabotage { none, swap_pages, skip_copies, stale_page, wrong_position };
+enum class Sabotage { none, swap_pages, skip_copies, stale_page, wrong_token };
 
 struct Variant {
   const char* name;
@@ -149,24 +149,21 @@ class Driver {
 
   BatchView sabotaged(BatchView view) {
     page_tables_.assign(view.page_tables.begin(), view.page_tables.end());
-    positions_.assign(view.positions.begin(), view.positions.end());
+    tokens_.assign(view.tokens.begin(), view.tokens.end());
     if (sabotage_ == Sabotage::swap_pages) {
       for (size_t s = 0; s + 1 < view.page_table_begin.size(); ++s) {
-        const auto begin = static_cast<size_t>(view.page_table_begin[s]);
-        if (view.page_table_begin[s + 1] - view.page_table_begin[s] > 2)
-          std::swap(page_tables_[begin], page_tables_[begin + 1]);
+        // The last two full pages: those below a window are not there.
+        const auto end = static_cast<size_t>(view.page_table_begin[s + 1]);
+        if (end - static_cast<size_t>(view.page_table_begin[s]) < 3 || page_tables_[end - 3] < 0) continue;
+        std::swap(page_tables_[end - 3], page_tables_[end - 2]);
       }
-    } else if (sabotage_ == Sabotage::stale_page && page_tables_.size() > 3) {
+    } else if (sabotage_ == Sabotage::stale_page && page_tables_.front() >= 0) {
       page_tables_.front() = page_tables_.back();
-    } else if (sabotage_ == Sabotage::wrong_position && view.rows > 2) {
-      // One row of the batch turned as if it stood one place earlier.
-      if (positions_.back() > 0 &&
-          view.sequence_first_row.back() - view.sequence_first_row[view.sequence_first_row.size() - 2] == 1) {
-        --positions_.back();
-      }
+    } else if (sabotage_ == Sabotage::wrong_token) {
+      tokens_.back() = (tokens_.back() + 1) % kVocab;  // of one row of the batch
     }
     view.page_tables = page_tables_;
-    view.positions = positions_;
+    view.tokens = tokens_;
     return view;
   }
 
@@ -216,7 +213,7 @@ class Driver {
   Batch batch_;
   std::map<RequestId, Running> running_;
   std::vector<SampledToken> sampled_;
-  std::vector<int32_t> page_tables_, positions_;
+  std::vector<int32_t> page_tables_, tokens_;
 };
 
 // Requests with and without common beginnings; one reaches past the first split of the attention.
@@ -348,7 +345,7 @@ TEST_P(BitExact, SabotageIsSeen) {
       {Sabotage::swap_pages, "two pages of a sequence swapped"},
       {Sabotage::skip_copies, "copy on write left out"},
       {Sabotage::stale_page, "a foreign page read"},
-      {Sabotage::wrong_position, "a row turned by another position's angle"}};
+      {Sabotage::wrong_token, "a row given another token"}};
   for (const auto& [sabotage, what] : controls) {
     int64_t different = 0;
     for (uint64_t seed = 1; seed <= 40; ++seed) different += run_schedule(seed, sabotage).rows_different;
