@@ -42,13 +42,18 @@ bool is_older(const Sequence& a, const Sequence& b) {
 
 namespace {
 
-int32_t place_of(SequenceId id) { return static_cast<int32_t>(static_cast<int64_t>(id) & 0xffffffff); }
+// The low bits of an id are a place, 16 million of them; the others count its uses, enough for centuries.
+constexpr int kPlaceBits = 24;
+constexpr int64_t kPlaces = int64_t{1} << kPlaceBits;
+
+int32_t place_of(SequenceId id) { return static_cast<int32_t>(static_cast<int64_t>(id) & (kPlaces - 1)); }
 
 }  // namespace
 
 Sequence& SequencePool::create() {
   if (free_.empty()) {
     const auto place = static_cast<int32_t>(sequences_.size());
+    CHECK_LT(place, kPlaces);
     sequences_.emplace_back().id = SequenceId{place};
     free_.push_back(place);
   }
@@ -59,9 +64,9 @@ Sequence& SequencePool::create() {
 
 void SequencePool::destroy(Sequence& sequence) {
   // A long prompt's memory is given back; a short one's is kept for the next sequence.
-  constexpr size_t kCapacityKept = 4096;
+  constexpr size_t kCapacityKept = 1024;
   Sequence fresh;
-  fresh.id = SequenceId{static_cast<int64_t>(sequence.id) + (int64_t{1} << 32)};
+  fresh.id = SequenceId{static_cast<int64_t>(sequence.id) + kPlaces};
   std::swap(fresh.tokens, sequence.tokens);
   std::swap(fresh.pages, sequence.pages);
   fresh.tokens.clear();

@@ -118,7 +118,7 @@ class SequencePool {
   int64_t size() const { return static_cast<int64_t>(sequences_.size() - free_.size()); }
 
  private:
-  std::deque<Sequence> sequences_;  // by the low half of the id; the high half counts the uses of that place
+  std::deque<Sequence> sequences_;  // by the low bits of the id
   std::vector<int32_t> free_;
 };
 
