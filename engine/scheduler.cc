@@ -228,6 +228,7 @@ int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   const auto matched_pages = static_cast<int32_t>(matched_.size());
   const int32_t matched_tokens = matched_pages * options_.page_tokens;
   const int32_t dropped_pages = first_page_in_window(matched_tokens);
+  CHECK_LE(dropped_pages, matched_pages);
   for (int32_t i = dropped_pages; i-- > 0;) allocator_.release(matched_[static_cast<size_t>(i)]);
   const int64_t lacking =
       pages_of_one_max(static_cast<int64_t>(sequence.tokens.size())) - (matched_pages - dropped_pages);
@@ -483,6 +484,7 @@ void Scheduler::hold(Sequence& sequence, PageId page) {
 }
 
 void Scheduler::give_back(Sequence& sequence, size_t index) {
+  CHECK_LT(index, sequence.pages.size());
   const PageId page = std::exchange(sequence.pages[index], kNoPage);
   sequence.request->pages.remove(page, static_cast<int32_t>(index) < sequence.matched_pages);
   allocator_.release(page);
