@@ -1,0 +1,213 @@
+#include "server/command_serve.h"
+
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "kernels/check.h"
+#include "server/http_server.h"
+#include "server/logging.h"
+#include "server/metrics.h"
+#include "server/model_loader.h"
+#include "server/openai_routes.h"
+#include "server/options.h"
+#include "server/sha256.h"
+
+namespace headroom {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Takes SIGTERM and SIGINT on a thread of its own: the first one asks for the end, the second one is the end.
+// Made before any other thread, which all inherit that these signals are blocked.
+class EndSignal {
+ public:
+  EndSignal() {
+    signal(SIGPIPE, SIG_IGN);  // a client that has gone is an error of write(), not the end of the server
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGTERM);
+    sigaddset(&signals_, SIGINT);
+    CHECK_EQ(pthread_sigmask(SIG_BLOCK, &signals_, nullptr), 0);
+    thread_ = std::thread([this] { thread_main(); });
+  }
+  ~EndSignal() {
+    ending_ = true;
+    thread_.join();
+  }
+  bool came() const { return came_.load(); }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    arrived_.wait(lock, [this] { return came(); });
+  }
+
+ private:
+  void thread_main() {
+    const timespec tick{.tv_sec = 0, .tv_nsec = 50'000'000};
+    while (!ending_) {
+      if (sigtimedwait(&signals_, nullptr, &tick) < 0) continue;
+      if (came()) _exit(1);
+      const std::lock_guard lock(mutex_);
+      came_ = true;
+      arrived_.notify_all();
+    }
+  }
+
+  sigset_t signals_{};
+  std::atomic<bool> came_{false}, ending_{false};
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::thread thread_;
+};
+
+class Interrupted : public std::exception {};
+
+uint64_t random_key() {
+  uint64_t key = 0;
+  CHECK_EQ(getrandom(&key, sizeof key, 0), static_cast<ssize_t>(sizeof key));
+  return key;
+}
+
+std::vector<std::string> served_names(const ServeOptions& options) {
+  if (!options.served_model_names.empty()) return options.served_model_names;
+  std::filesystem::path path = std::filesystem::path(options.model).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return {path.filename().string()};
+}
+
+// The server from its first socket to its last answer. The model comes later than the listener, so that probes see why it is not ready.
+class Serving {
+ public:
+  Serving(const ServeOptions& options, const EndSignal& end)
+      : options_(options), end_(end), names_(served_names(options)), routes_(api_routes(api_options())), metrics_(names_.front(), handlers()) {
+    http_ = std::make_unique<HttpServer>(options_.http, routes_, [this](auto path, auto method, int status, double seconds) {
+      metrics_.observe_http(path, method, status, seconds);
+    });
+    http_->bind();
+    http_thread_ = std::thread([this] { http_->serve(); });
+  }
+
+  ~Serving() {
+    http_->stop();
+    http_thread_.join();
+    metrics_.clear_engine();
+    model_ = nullptr;  // its engine reports to the metrics: it goes first
+  }
+
+  void load() {
+    const auto bar = make_progress("loading weights");
+    auto model = load_model(options_, &metrics_, [this, &bar](size_t done, size_t total) {
+      if (end_.came()) throw Interrupted();
+      bar(done, total);
+    });
+    std::vector<std::pair<std::string, double>>& phases = model->facts.startup_seconds;
+    phases.emplace_back("total", std::chrono::duration<double>(Clock::now() - begin_).count());
+    metrics_.set_engine(model->facts, [engine = model->engine.get()] { return engine->stats(); });
+    log_start(*model);
+    const std::lock_guard lock(model_mutex_);
+    model_ = std::move(model);
+  }
+
+  // Finishes what runs. True when all of it ended in time.
+  bool drain() {
+    const auto grace = std::chrono::milliseconds(static_cast<int64_t>(options_.drain_seconds_max * 1000));
+    const bool all_ended = model()->engine->drain(grace);
+    http_->stop();  // waits, in the destructor, until the last bytes are written
+    return all_ended;
+  }
+
+ private:
+  ApiOptions api_options() {
+    ApiOptions api;
+    api.model_names = names_;
+    api.version = HEADROOM_VERSION;
+    api.system_fingerprint = "fp_" + sha256_hex(std::string(HEADROOM_VERSION) + names_.front()).substr(0, 12);
+    api.metrics_public = options_.http.metrics_public;
+    api.seed_key = random_key();
+    api.served = [this]() -> std::shared_ptr<const ServedModel> {
+      const auto loaded = model();
+      return loaded == nullptr ? nullptr : std::shared_ptr<const ServedModel>(loaded, &*loaded->served);
+    };
+    api.not_ready_reason = [this] { return not_ready_reason(); };
+    api.metrics_text = [this] { return metrics_.text(); };
+    api.now_unix_seconds = [] { return static_cast<int64_t>(time(nullptr)); };
+    return api;
+  }
+
+  std::vector<std::pair<std::string, std::string>> handlers() const {
+    std::vector<std::pair<std::string, std::string>> pairs;
+    for (const Route& route : routes_) pairs.emplace_back(route.path, route.method);
+    return pairs;
+  }
+
+  std::shared_ptr<const LoadedModel> model() const {
+    const std::lock_guard lock(model_mutex_);
+    return model_;
+  }
+
+  std::string not_ready_reason() const {
+    if (end_.came()) return "draining";
+    const auto loaded = model();
+    return loaded == nullptr ? "loading" : engine_not_ready_reason(loaded->engine->stats(), options_.stalled_seconds_max);
+  }
+
+  void log_start(const LoadedModel& model) const {
+    const ModelConfig& config = model.config;
+    spdlog::info("model {}: {}, {} layers, {} parameters, weights {}", names_.front(), config.architecture, config.layers,
+                 config.parameters(), format_bytes(model.facts.weight_bytes));
+    spdlog::info("backend {}", model.backend);
+    spdlog::info("{}", kv_table(model.plan));
+    std::string phases;
+    for (const auto& [phase, seconds] : model.facts.startup_seconds) {
+      phases += (phases.empty() ? "" : ", ") + phase + " " + fmt::format("{:.3f}", seconds);
+    }
+    const bool is_v6 = options_.http.host.find(':') != std::string::npos;
+    spdlog::info("ready at http://{}{}{}:{} (seconds: {})", is_v6 ? "[" : "", options_.http.host, is_v6 ? "]" : "", http_->port(), phases);
+  }
+
+  const Clock::time_point begin_ = Clock::now();
+  const ServeOptions& options_;
+  const EndSignal& end_;
+  const std::vector<std::string> names_;
+  mutable std::mutex model_mutex_;
+  std::shared_ptr<const LoadedModel> model_;
+  const std::vector<Route> routes_;
+  Metrics metrics_;
+  std::unique_ptr<HttpServer> http_;
+  std::thread http_thread_;
+};
+
+}  // namespace
+
+int run_serve(const std::vector<std::string>& arguments) {
+  const ParsedOptions parsed = parse_serve_options(arguments);
+  if (parsed.help) {
+    std::fputs(options_help().c_str(), stdout);
+    return 0;
+  }
+  set_up_logging(parsed.options.log_level, parsed.options.log_format);
+  EndSignal end;
+  Serving serving(parsed.options, end);
+  try {
+    serving.load();
+  } catch (const Interrupted&) {
+    return 0;
+  }
+  end.wait();
+  spdlog::info("draining: no new requests; those that run have {} s", parsed.options.drain_seconds_max);
+  const bool all_ended = serving.drain();
+  spdlog::info("{}", all_ended ? "drained" : "the time to drain is over: what still ran was ended");
+  return all_ended ? 0 : 1;
+}
+
+}  // namespace headroom

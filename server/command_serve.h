@@ -1,0 +1,12 @@
+// `headroom serve`: listens, loads, answers, and drains on SIGTERM or SIGINT.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace headroom {
+
+// Returns the exit status of the process. Throws std::runtime_error, one line that says what to do, when it cannot start.
+int run_serve(const std::vector<std::string>& arguments);
+
+}  // namespace headroom

@@ -1,0 +1,68 @@
+#include "server/logging.h"
+
+#include <spdlog/formatter.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "server/options.h"
+
+namespace headroom {
+namespace {
+
+// {"time":1700000000.123,"level":"info","message":"…"}: what a message holds cannot forge a second line.
+class JsonFormatter : public spdlog::formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
+    const auto since_1970 = std::chrono::duration_cast<std::chrono::milliseconds>(message.time.time_since_epoch());
+    const auto level = spdlog::level::to_string_view(message.level);
+    const nlohmann::ordered_json line = {{"time", static_cast<double>(since_1970.count()) / 1000},
+                                         {"level", std::string(level.data(), level.size())},
+                                         {"message", std::string(message.payload.data(), message.payload.size())}};
+    const std::string text = line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+    out.append(text.data(), text.data() + text.size());
+  }
+  std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonFormatter>(); }
+};
+
+}  // namespace
+
+void set_up_logging(const std::string& level, const std::string& format) {
+  auto logger = std::make_shared<spdlog::logger>("headroom", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  logger->set_level(spdlog::level::from_str(level));
+  if (format == "json") {
+    logger->set_formatter(std::make_unique<JsonFormatter>());
+  } else {
+    logger->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+  }
+  spdlog::set_default_logger(std::move(logger));
+}
+
+std::function<void(size_t done, size_t total)> make_progress(const std::string& what) {
+  using Clock = std::chrono::steady_clock;
+  const bool is_terminal = isatty(STDERR_FILENO) == 1;
+  return [what, is_terminal, shown = Clock::now() + std::chrono::seconds(1), drawn = false](size_t done, size_t total) mutable {
+    const Clock::time_point now = Clock::now();
+    const bool ended = done >= total;
+    if (!ended && now < shown) return;
+    if (ended && !drawn) return;
+    shown = now + std::chrono::milliseconds(is_terminal ? 100 : 3000);
+    drawn = true;
+    const int percent = total == 0 ? 100 : static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
+    if (!is_terminal) {
+      spdlog::info("{}: {} %, {} of {}", what, percent, format_bytes(static_cast<int64_t>(done)), format_bytes(static_cast<int64_t>(total)));
+      return;
+    }
+    const std::string bar(static_cast<size_t>(percent * 30 / 100), '#');
+    std::fprintf(stderr, "\r%s [%-30s] %3d %% of %s%s", what.c_str(), bar.c_str(), percent,
+                 format_bytes(static_cast<int64_t>(total)).c_str(), ended ? "\n" : "");
+  };
+}
+
+}  // namespace headroom

@@ -1,0 +1,72 @@
+// The program `headroom`: one subcommand per file command_*.cc. What a start cannot do ends here, as one line.
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "server/command_bench.h"
+#include "server/command_serve.h"
+#include "server/options.h"
+
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+struct Command {
+  const char* name;
+  const char* help;
+  int (*run)(const Arguments&);
+};
+
+int run_options(const Arguments& arguments) {
+  const bool markdown = arguments == Arguments{"--markdown"};
+  std::fputs((markdown ? headroom::options_markdown() : headroom::options_help()).c_str(), stdout);
+  return 0;
+}
+
+int run_version(const Arguments&) {
+  std::puts("headroom " HEADROOM_VERSION);
+  return 0;
+}
+
+constexpr Command kCommands[] = {
+    {"serve", "serve a model over HTTP", headroom::run_serve},
+    {"bench", "measure prefill and decode against this machine's limits", headroom::run_bench},
+    {"options", "print the options of serve; --markdown: as a table", run_options},
+    {"version", "print the version", run_version},
+};
+
+void print_usage(std::FILE* out) {
+  std::fputs("usage: headroom COMMAND [--help]\n", out);
+  for (const Command& command : kCommands) std::fprintf(out, "  %-10s %s\n", command.name, command.help);
+}
+
+int run(const Arguments& arguments) {
+  if (arguments.empty()) return print_usage(stderr), 2;
+  const std::string& name = arguments.front();
+  if (name == "--help" || name == "-h" || name == "help") return print_usage(stdout), 0;
+  if (name == "--version") return run_version({});
+  std::vector<std::string> known;
+  for (const Command& command : kCommands) {
+    if (name == command.name) return command.run({arguments.begin() + 1, arguments.end()});
+    known.push_back(command.name);
+  }
+  const std::string nearest = headroom::nearest_name(name, known);
+  std::fprintf(stderr, "headroom: command %s is not known; %s\n", name.c_str(),
+               nearest.empty() ? "see headroom --help" : ("did you mean " + nearest + "?").c_str());
+  return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run({argv + 1, argv + argc});
+  } catch (const std::exception& error) {
+    std::string line = error.what();
+    std::replace(line.begin(), line.end(), '\n', ' ');
+    std::fprintf(stderr, "headroom: %s\n", line.c_str());
+    return 1;
+  }
+}

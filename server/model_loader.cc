@@ -1,0 +1,204 @@
+#include "server/model_loader.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "engine/kv/kv_cache.h"
+#include "engine/model/transformer.h"
+#include "engine/model/weights.h"
+#include "engine/transformer_runner.h"
+#include "kernels/backend.h"
+#include "server/process_stats.h"
+
+namespace headroom {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr double kDefaultShare = 0.25;    // of the free memory, for the pool
+constexpr int32_t kLogitsRowsMax = 64;    // rows of logits at once; more sequences take turns
+
+int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, int64_t available_bytes) {
+  if (!options.kv_memory) {
+    const int64_t needed = pages_for_tokens(context_tokens, shape.page_tokens) * options.running_sequences_max * shape.page_bytes();
+    return std::min(needed, static_cast<int64_t>(static_cast<double>(available_bytes) * kDefaultShare));
+  }
+  if (options.kv_memory->share > 0) return static_cast<int64_t>(static_cast<double>(available_bytes) * options.kv_memory->share);
+  if (options.kv_memory->bytes > available_bytes) {
+    throw std::runtime_error("a KV pool of " + format_bytes(options.kv_memory->bytes) + " does not fit into the " +
+                             format_bytes(available_bytes) + " of free memory: set --kv-memory lower");
+  }
+  return options.kv_memory->bytes;
+}
+
+nlohmann::json read_json_if_there(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return nlohmann::json::object();
+  const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_object()) throw std::runtime_error(path.string() + ": is not a JSON object");
+  return json;
+}
+
+// How tokenizer_config.json spells a token: a string, or an object that holds it.
+std::string token_text(const nlohmann::json& config, const char* key) {
+  const auto found = config.find(key);
+  if (found == config.end()) return "";
+  if (found->is_string()) return found->get<std::string>();
+  const auto content = found->is_object() ? found->find("content") : found->end();
+  return content != found->end() && content->is_string() ? content->get<std::string>() : "";
+}
+
+// What requests of this model do when they do not say. A value that no request could have is refused here.
+GenerationDefaults load_defaults(const std::filesystem::path& model_dir) {
+  const std::filesystem::path path = model_dir / "generation_config.json";
+  const nlohmann::json config = read_json_if_there(path);
+  GenerationDefaults defaults;
+  const auto number = [&](const char* key, double min, double max) -> std::optional<double> {
+    const auto found = config.find(key);
+    if (found == config.end() || found->is_null()) return std::nullopt;
+    const double value = found->is_number() ? found->get<double>() : NAN;
+    if (!(value >= min && value <= max)) throw std::runtime_error(path.string() + ": " + key + " is out of range");
+    return value;
+  };
+  if (const auto value = number("temperature", 0, 100)) defaults.temperature = static_cast<float>(*value);
+  if (const auto value = number("top_p", 0, 1); value && *value > 0) defaults.top_p = static_cast<float>(*value);
+  if (const auto value = number("min_p", 0, 1)) defaults.min_p = static_cast<float>(*value);
+  if (const auto value = number("repetition_penalty", 1e-3, 1e3)) defaults.repetition_penalty = static_cast<float>(*value);
+  if (const auto value = number("top_k", -1, 1e9)) defaults.top_k = std::max(0, static_cast<int32_t>(*value));
+  if (const auto value = number("max_new_tokens", 1, 1e9)) defaults.generated_tokens_max = static_cast<int32_t>(*value);
+  return defaults;
+}
+
+// Measures the phases of a start.
+class Phases {
+ public:
+  void end(const char* name) {
+    const Clock::time_point now = Clock::now();
+    seconds_.emplace_back(name, std::chrono::duration<double>(now - begin_).count());
+    begin_ = now;
+  }
+  std::vector<std::pair<std::string, double>> take() { return std::move(seconds_); }
+
+ private:
+  Clock::time_point begin_ = Clock::now();
+  std::vector<std::pair<std::string, double>> seconds_;
+};
+
+void start_engine(const ServeOptions& options, EngineObserver* observer, std::unique_ptr<Backend> backend,
+                  std::unique_ptr<ModelWeights> weights, LoadedModel& model) {
+  const KvPlan& plan = model.plan;
+  model.facts.weight_bytes = static_cast<int64_t>(weights->bytes);
+  const int32_t logits_rows_max = std::min(kLogitsRowsMax, options.running_sequences_max);
+  auto cache = std::make_unique<KvCache>(plan.shape, plan.capacity.pages, *backend);
+  auto transformer = std::make_unique<Transformer>(model.config, std::move(weights), *backend,
+                                                   TransformerOptions{.step_tokens_max = options.step_tokens_max,
+                                                                      .logits_rows_max = logits_rows_max,
+                                                                      .served_context_tokens = plan.context_tokens});
+  model.facts.pool_bytes = cache->pool_bytes();
+  model.facts.activation_bytes = static_cast<int64_t>(transformer->activation_bytes());
+  auto runner = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), logits_rows_max);
+  EngineOptions engine_options;
+  engine_options.scheduler.pages_total = plan.capacity.pages;
+  engine_options.scheduler.page_tokens = options.page_tokens;
+  engine_options.scheduler.step_tokens_max = options.step_tokens_max;
+  engine_options.scheduler.running_sequences_max = options.running_sequences_max;
+  engine_options.scheduler.queue_requests_max = options.queue_requests_max;
+  engine_options.scheduler.context_tokens_max = plan.context_tokens;
+  engine_options.scheduler.window_tokens = model.config.window_tokens;
+  engine_options.scheduler.prefix_cache = options.prefix_cache;
+  engine_options.eos_token_ids = model.config.eos_token_ids;
+  model.engine = std::make_unique<Engine>(engine_options, plan.shape, std::move(runner), observer);
+}
+
+}  // namespace
+
+KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t available_bytes) {
+  KvPlan plan;
+  plan.shape = kv_shape(config, options.kv.value_or(config.dtype), options.page_tokens);
+  if (options.context_tokens > config.context_tokens) {
+    throw std::runtime_error("--context-tokens " + std::to_string(options.context_tokens) + " is more than the model's " +
+                             std::to_string(config.context_tokens));
+  }
+  const int64_t context = options.context_tokens > 0 ? options.context_tokens : config.context_tokens;
+  const int64_t budget = pool_budget(plan.shape, options, context, available_bytes);
+  plan.capacity = plan_capacity(plan.shape, budget, context);
+  // A context that was asked for must fit; otherwise it shrinks to the pool, down to one page.
+  const int64_t needed_tokens = options.context_tokens > 0 ? context : plan.shape.page_tokens;
+  if (plan.capacity.tokens < needed_tokens) {
+    const int64_t needed_bytes = pages_for_tokens(needed_tokens, plan.shape.page_tokens) * plan.shape.page_bytes();
+    std::string line = "the KV pool of " + format_bytes(budget) + " holds " + std::to_string(plan.capacity.tokens) +
+                       " tokens, but one request of " + std::to_string(needed_tokens) + " tokens needs " + format_bytes(needed_bytes) +
+                       ": set --kv-memory to at least " + std::to_string(needed_bytes);
+    if (plan.capacity.tokens > 0) line += ", or --context-tokens to at most " + std::to_string(plan.capacity.tokens);
+    throw std::runtime_error(line);
+  }
+  plan.context_tokens = static_cast<int32_t>(plan.capacity.longest_request_tokens);
+  return plan;
+}
+
+std::string kv_table(const KvPlan& plan) {
+  const KvShape& shape = plan.shape;
+  const Capacity& capacity = plan.capacity;
+  const auto text = [](int64_t value) { return std::to_string(value); };
+  return "KV cache            " + std::string(dtype_name(shape.dtype)) + ", pages of " + text(shape.page_tokens) + " tokens, " +
+         text(shape.kv_heads) + " of " + text(shape.query_heads) + " heads" +                                                       //
+         "\n  bytes per token   " + text(shape.token_bytes()) + "  (MHA: " + text(shape.mha_token_bytes()) + ")" +                  //
+         "\n  pool              " + format_bytes(capacity.pool_bytes) + ", " + text(capacity.pages) + " pages" +                    //
+         "\n  tokens            " + text(capacity.tokens) + "  (MHA: " + text(capacity.mha_tokens) + ")" +                          //
+         "\n  full requests     " + text(capacity.full_requests) + "  (MHA: " + text(capacity.mha_full_requests) + ")" +            //
+         "\n  longest request   " + text(plan.context_tokens) + " tokens";
+}
+
+std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
+                                        const std::function<void(size_t done, size_t total)>& progress) {
+  const std::filesystem::path dir = options.model;
+  if (!std::filesystem::is_directory(dir)) {
+    throw std::runtime_error(options.model + " is not a directory: set --model to one with config.json, tokenizer.json and model.safetensors");
+  }
+  Phases phases;
+  ModelConfig config = ModelConfig::load(dir);
+  KvPlan plan = plan_kv(config, options, available_memory_bytes());
+  phases.end("config");
+  Tokenizer tokenizer = Tokenizer::load(dir);
+  if (tokenizer.vocab_size() > config.vocab_size) {
+    throw std::runtime_error(options.model + ": tokenizer.json has token ids up to " + std::to_string(tokenizer.vocab_size() - 1) +
+                             ", but the model's vocabulary ends at " + std::to_string(config.vocab_size - 1));
+  }
+  const auto model = std::make_shared<LoadedModel>(
+      LoadedModel{.config = std::move(config), .plan = plan, .tokenizer = std::move(tokenizer), .chat_template = ChatTemplate::load(dir)});
+  const nlohmann::json tokenizer_config = read_json_if_there(dir / "tokenizer_config.json");
+  const GenerationDefaults defaults = load_defaults(dir);
+  phases.end("tokenizer");
+
+  std::unique_ptr<Backend> backend = make_cpu_backend({.threads = options.threads});
+  model->backend = backend->description();
+  model->facts.weight_bytes_predicted = model->config.parameters() * static_cast<int64_t>(dtype_bytes(model->config.dtype));
+  std::unique_ptr<ModelWeights> weights = load_weights(dir, model->config, *backend, progress);
+  phases.end("weights");
+  start_engine(options, observer, std::move(backend), std::move(weights), *model);
+  phases.end("engine");
+
+  model->facts.kv_shape = plan.shape;
+  model->facts.capacity = plan.capacity;
+  model->facts.prefix_cache = options.prefix_cache;
+  model->facts.startup_seconds = phases.take();
+  model->served.emplace(ServedModel{.engine = *model->engine,
+                                    .tokenizer = model->tokenizer,
+                                    .chat_template = model->chat_template ? &*model->chat_template : nullptr,
+                                    .bos_token = token_text(tokenizer_config, "bos_token"),
+                                    .eos_token = token_text(tokenizer_config, "eos_token"),
+                                    .limits = {},
+                                    .defaults = defaults});
+  model->served->limits.context_tokens_max = plan.context_tokens;
+  model->served->limits.vocab_size = model->engine->vocab_size();
+  model->served->limits.prompt_bytes_max = prompt_bytes_max(model->tokenizer, plan.context_tokens);
+  return model;
+}
+
+}  // namespace headroom

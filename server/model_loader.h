@@ -1,0 +1,47 @@
+// From a model directory and the options to an engine that runs: the one place that puts model, KV pool, backend and engine together.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/engine.h"
+#include "engine/model/config.h"
+#include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/metrics.h"
+#include "server/options.h"
+#include "server/served_model.h"
+
+namespace headroom {
+
+// How the KV pool is cut, from the shape of the model and the memory that is there. Plain arithmetic, before any weight is read.
+struct KvPlan {
+  KvShape shape;
+  Capacity capacity;
+  int32_t context_tokens = 0;  // that one request may have
+};
+
+// Throws std::runtime_error, one line with the numbers and what to set, when not even one request fits.
+KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t available_bytes);
+
+// What the server prints of it at start: several lines.
+std::string kv_table(const KvPlan& plan);
+
+struct LoadedModel {
+  ModelConfig config;
+  KvPlan plan;
+  Tokenizer tokenizer;
+  std::optional<ChatTemplate> chat_template;
+  std::unique_ptr<Engine> engine;
+  std::optional<ServedModel> served;  // refers to all of the above
+  ModelFacts facts;
+  std::string backend;
+};
+
+// Throws std::runtime_error, one line. `observer` and what it needs must outlive the model; `progress` is told of bytes of weights.
+std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
+                                        const std::function<void(size_t done, size_t total)>& progress);
+
+}  // namespace headroom

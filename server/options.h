@@ -1,0 +1,78 @@
+// What `headroom serve` can be told: one plain struct, filled from defaults, then a JSON file (--config), then flags. A key of the file
+// is a flag's name with underscores. The table behind it (options.cc) is also the help text and the README's table.
+// An unknown name or an impossible value is a std::runtime_error of one line, with the nearest known name.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/dtype.h"
+#include "server/http_server.h"
+
+namespace headroom {
+
+// Bytes, or a share of what is free.
+struct MemoryAmount {
+  int64_t bytes = 0;
+  double share = 0;  // of the free memory, (0, 1]; 0: `bytes` counts
+};
+
+struct ServeOptions {
+  // Model
+  std::string model;                            // directory in Hugging Face layout. Must be set
+  std::vector<std::string> served_model_names;  // what clients call it; empty: the directory's name
+  std::string device = "auto";                  // auto, cpu
+  int32_t threads = 0;                          // of the CPU backend; 0: one per physical core
+
+  // KV cache
+  std::optional<MemoryAmount> kv_memory;  // size of the pool; absent: what all sequences need, at most a quarter of the free memory
+  std::optional<DType> kv;                // element type; absent: as config.json's
+  int32_t page_tokens = 16;               // tokens of a page
+  int32_t context_tokens = 0;             // prompt and answer of one request; 0: the model's, or what the pool holds if that is less
+  bool prefix_cache = true;               // prompts reuse the pages of earlier ones with the same beginning
+
+  // Scheduling
+  int32_t step_tokens_max = 512;        // tokens of one step: more is faster, fewer makes others wait less
+  int32_t running_sequences_max = 256;  // sequences that run at the same time
+  int32_t queue_requests_max = 1024;    // requests that wait; one more is answered 429
+  double stalled_seconds_max = 10;      // of work without a step, then /readyz says 503
+
+  // HTTP; `http` holds the limits of the front, with their defaults
+  HttpServerOptions http;
+  std::string api_keys_file;     // one key per line; empty: no keys needed
+  double drain_seconds_max = 45;  // after SIGTERM, for what runs
+
+  // Logs
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+struct ParsedOptions {
+  ServeOptions options;
+  bool help = false;  // asked for: print options_help(), nothing else is valid
+};
+
+// Of the arguments behind `serve`.
+ParsedOptions parse_serve_options(const std::vector<std::string>& arguments);
+
+// Sets from a JSON object as --config does; `source` names it in errors.
+void apply_json_options(std::string_view json, const std::string& source, ServeOptions& options);
+
+std::string options_help();
+std::string options_markdown();
+
+// "1536", "512 MiB", "1.5GiB", "50%". Throws std::runtime_error.
+MemoryAmount parse_memory_amount(std::string_view text);
+// How people read bytes: "1.50 GiB".
+std::string format_bytes(int64_t bytes);
+
+// The nearest of `known` to a mistyped word; empty when none is near.
+std::string nearest_name(std::string_view word, const std::vector<std::string>& known);
+
+// SHA-256 of each key in the file: one per line, blank lines and lines that begin with # aside. Throws std::runtime_error.
+std::vector<std::string> load_api_key_digests(const std::string& path);
+
+}  // namespace headroom
