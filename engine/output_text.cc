@@ -35,9 +35,14 @@ StopStrings::StopStrings(std::vector<std::string> strings) {
 
 uint32_t StopStrings::advance(size_t index, uint32_t matched, char byte) const {
   const Stop& stop = stops_[index];
-  CHECK_LT(matched, stop.string.size());
+  if (matched == stop.string.size()) matched = stop.fallback[matched];
   while (matched > 0 && stop.string[matched] != byte) matched = stop.fallback[matched];
   return stop.string[matched] == byte ? matched + 1 : matched;
+}
+
+uint32_t StopStrings::pending(size_t index, uint32_t matched) const {
+  const Stop& stop = stops_[index];
+  return matched == stop.string.size() ? stop.fallback[matched] : matched;
 }
 
 OutputText::OutputText(const Tokenizer& tokenizer, Options options)
@@ -63,27 +68,24 @@ std::string OutputText::finish() {
 std::string OutputText::release(std::string_view incoming, bool at_end) {
   characters_ += count_characters(incoming);
   std::string text = std::exchange(held_, {});
-  if (tokens_ > options_.unstopped_tokens) {
-    for (size_t i = 0; i < incoming.size(); ++i) {
-      size_t met_bytes = 0;
-      for (size_t s = 0; s < matched_.size(); ++s) {
-        matched_[s] = options_.stop->advance(s, matched_[s], incoming[i]);
-        const std::string& stop = options_.stop->string(s);
-        if (matched_[s] == stop.size() && stop.size() > met_bytes) {
-          met_bytes = stop.size();
-          stop_string_ = stop;
-        }
-      }
-      if (met_bytes == 0) continue;
-      stopped_ = true;
-      text.append(incoming.substr(0, i + 1));
-      if (!options_.include_stop_in_output) text.resize(text.size() - met_bytes);
-      return text;
+  for (size_t i = 0; i < incoming.size(); ++i) {
+    const std::string* met = nullptr;
+    for (size_t s = 0; s < matched_.size(); ++s) {
+      matched_[s] = options_.stop->advance(s, matched_[s], incoming[i]);
+      const std::string& stop = options_.stop->string(s);
+      if (matched_[s] == stop.size() && (met == nullptr || stop.size() > met->size())) met = &stop;
     }
+    if (met == nullptr || tokens_ <= options_.unstopped_tokens) continue;
+    stopped_ = true;
+    stop_string_ = *met;
+    text.append(incoming.substr(0, i + 1));
+    if (!options_.include_stop_in_output) text.resize(text.size() - met->size());
+    return text;
   }
   text.append(incoming);
   if (at_end || matched_.empty()) return text;
-  const size_t held = *std::max_element(matched_.begin(), matched_.end());
+  size_t held = 0;
+  for (size_t s = 0; s < matched_.size(); ++s) held = std::max<size_t>(held, options_.stop->pending(s, matched_[s]));
   held_ = text.substr(text.size() - held);
   text.resize(text.size() - held);
   return text;

@@ -25,8 +25,10 @@ class StopStrings {
   size_t size() const { return stops_.size(); }
   const std::string& string(size_t index) const { return stops_[index].string; }
   // How many bytes of string `index` a text ends with, given that number before `byte` came.
-  // REQUIRES: matched < string(index).size()
+  // All of it: the text ends with the stop string.
   uint32_t advance(size_t index, uint32_t matched, char byte) const;
+  // How many of these bytes may begin an occurrence that is still to come.
+  uint32_t pending(size_t index, uint32_t matched) const;
 
  private:
   struct Stop {
@@ -42,7 +44,7 @@ class OutputText {
     std::shared_ptr<const StopStrings> stop{};  // null: none
     bool include_stop_in_output = false;
     bool skip_special_tokens = true;
-    int32_t unstopped_tokens = 0;  // the text of the first tokens, this many, is no part of a stop string
+    int32_t unstopped_tokens = 0;  // a stop string that ends in one of the first tokens, this many, is not met
   };
   OutputText(const Tokenizer& tokenizer, Options options);
 
