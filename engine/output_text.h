@@ -2,8 +2,8 @@
 // An OutputText belongs to one HTTP worker; the StopStrings that it looks for are immutable and shared by the choices.
 //
 // Of several stop strings the one that ends first is met; of those that end together, the longest. So the text depends
-// on the tokens' characters alone, not on how they were grouped into tokens. What may still become a stop string is held
-// back: the longest suffix of the text that begins one. Time is linear in the text for each stop string.
+// on the tokens' characters alone, not on how they were grouped into tokens. What may still become a stop string is
+// held back: the longest suffix of the text that begins one. Time is linear in the text for each stop string.
 #pragma once
 
 #include <cstdint>

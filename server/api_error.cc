@@ -43,15 +43,19 @@ ApiError unavailable(std::string message, double retry_after_seconds) {
 
 ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int64_t context_tokens) {
   switch (error.kind) {
-    case SubmitError::Kind::invalid: return invalid_field("", error.message);
+    case SubmitError::Kind::invalid:
+      return invalid_field("", error.message);
     case SubmitError::Kind::context_exceeded:
     case SubmitError::Kind::pool_exceeded:
       return {.message = error.message,
-                  .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
+              .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
               .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context_tokens}}};
-    case SubmitError::Kind::queue_full: return refused(error, 429, "rate_limit_error", "queue_full");
-    case SubmitError::Kind::draining: return refused(error, 503, kUnavailableType, "draining");
-    case SubmitError::Kind::faulted: return refused(error, 503, kUnavailableType, "engine_faulted");
+    case SubmitError::Kind::queue_full:
+      return refused(error, 429, "rate_limit_error", "queue_full");
+    case SubmitError::Kind::draining:
+      return refused(error, 503, kUnavailableType, "draining");
+    case SubmitError::Kind::faulted:
+      return refused(error, 503, kUnavailableType, "engine_faulted");
   }
   return unavailable("the engine refused the request");
 }

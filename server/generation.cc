@@ -16,7 +16,9 @@ constexpr milliseconds kSharedWait{2};
 // Entries of echoed log-probabilities, over all choices: each costs some 30 bytes of answer.
 constexpr int64_t kEchoedLogprobsMax = 1 << 21;
 
-bool contains(const std::vector<TokenId>& ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool contains(const std::vector<TokenId>& ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -223,13 +225,12 @@ void Generation::on_finished(Run* run, const Finished& finished) {
   --open_runs_;
   usage_.add(finished.usage);
   const auto first = choices_.begin() + static_cast<std::ptrdiff_t>(run->first_choice);
-  const bool is_complete = std::all_of(first, first + fields_.choices, [](const auto& choice) { return choice->ended; });
+  const bool is_complete =
+      std::all_of(first, first + fields_.choices, [](const auto& choice) { return choice->ended; });
   if (is_complete || failure_) return;
   if (finished.reason == FinishReason::error) {
-    failure_ = ApiError{.status = 500,
-                        .message = finished.message,
-                        .type = "internal_server_error",
-                          .code = "generation_failed"};
+    failure_ = ApiError{
+        .status = 500, .message = finished.message, .type = "internal_server_error", .code = "generation_failed"};
   } else {
     failure_ = unavailable("the generation was cut off: " + finished.message);
   }

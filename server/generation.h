@@ -37,7 +37,8 @@ class Generation {
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
-  // Hands all prompts to the engine, or says why not; then none of them runs. Call it once. REQUIRES: prompts not empty.
+  // Hands all prompts to the engine, or says why not; then none of them runs. Call it once. REQUIRES: prompts not
+  // empty.
   std::optional<ApiError> submit(std::vector<TokenizedPrompt> prompts);
 
   // Takes the events that have arrived; waits for at most `wait_max` if there are none.

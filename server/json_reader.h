@@ -21,8 +21,8 @@ using Json = nlohmann::ordered_json;  // keeps the order of keys: chat templates
 
 struct JsonLimits {
   int32_t depth_max = 64;
-  int64_t values_max = 1 << 20;   // scalars, arrays and objects; bounds the memory per request
-  int64_t members_max = 4096;     // of one object
+  int64_t values_max = 1 << 20;  // scalars, arrays and objects; bounds the memory per request
+  int64_t members_max = 4096;    // of one object
 };
 
 std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits = {});
@@ -36,7 +36,8 @@ struct RealRange {
   bool min_excluded = false;
 };
 
-// Reads the fields of one object. An absent or null field leaves the target as it is. The first fault is kept in error().
+// Reads the fields of one object. An absent or null field leaves the target as it is. The first fault is kept in
+// error().
 class FieldReader {
  public:
   // REQUIRES: object.is_object(); it outlives the reader. `path` goes in front of names in messages: "stream_options.".

@@ -9,7 +9,7 @@
 namespace headroom {
 namespace {
 
-constexpr size_t kNameBytesMax = 1024;      // model, cache_salt
+constexpr size_t kNameBytesMax = 1024;  // model, cache_salt
 constexpr int32_t kCompletionTokensDefault = 16;
 // Below this, dividing logits by the temperature overflows before it changes the choice.
 constexpr float kGreedyBelow = 1e-5f;
@@ -24,11 +24,25 @@ Parsed<Json> read_object(std::string_view body, const ApiLimits& limits) {
 }
 
 // Fields that change the answer and are not implemented. Null, false, 0, "", [] and {} ask for nothing.
-constexpr std::array<std::string_view, 19> kUnsupportedFields = {
-    "suffix",       "use_beam_search",   "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens",
-    "guided_json",  "guided_regex",      "guided_choice", "guided_grammar",  "structured_outputs",
-    "bad_words",    "allowed_token_ids", "functions",     "audio",           "logits_processors",
-    "chat_template", "mm_processor_kwargs", "documents",  "kv_transfer_params"};
+constexpr std::array<std::string_view, 19> kUnsupportedFields = {"suffix",
+                                                                 "use_beam_search",
+                                                                 "prompt_embeds",
+                                                                 "prompt_logprobs",
+                                                                 "truncate_prompt_tokens",
+                                                                 "guided_json",
+                                                                 "guided_regex",
+                                                                 "guided_choice",
+                                                                 "guided_grammar",
+                                                                 "structured_outputs",
+                                                                 "bad_words",
+                                                                 "allowed_token_ids",
+                                                                 "functions",
+                                                                 "audio",
+                                                                 "logits_processors",
+                                                                 "chat_template",
+                                                                 "mm_processor_kwargs",
+                                                                 "documents",
+                                                                 "kv_transfer_params"};
 
 bool asks_for_nothing(const Json& value) {
   if (value.is_boolean()) return !value.get<bool>();
@@ -45,7 +59,8 @@ void refuse_unsupported(FieldReader* fields) {
   if (const Json* format = fields->find("response_format")) {
     const auto type = format->is_object() ? format->find("type") : format->end();
     if (!format->is_object() || type == format->end() || *type != "text") {
-      fields->fail("response_format", "may only be {\"type\": \"text\"}: json_object and json_schema are not supported");
+      fields->fail("response_format",
+                   "may only be {\"type\": \"text\"}: json_object and json_schema are not supported");
     }
   }
 }
@@ -127,8 +142,8 @@ void read_stop(FieldReader* fields, const ApiLimits& limits, GenerationFields* o
     if (static_cast<int64_t>(stops.size()) > limits.stop_strings_max) return fields->fail("stop", rule);
     for (const Json& stop : stops) {
       const std::string* text = stop.get_ptr<const std::string*>();
-      const bool is_valid = text != nullptr && !text->empty() &&
-                            static_cast<int64_t>(text->size()) <= limits.stop_string_bytes_max;
+      const bool is_valid =
+          text != nullptr && !text->empty() && static_cast<int64_t>(text->size()) <= limits.stop_string_bytes_max;
       if (!is_valid) return fields->fail("stop", rule);
       out->stop.push_back(*text);
     }
@@ -310,8 +325,8 @@ void read_tools(FieldReader* fields, ChatInput* chat) {
 }
 
 // Names that the server sets itself in a template.
-constexpr std::array<std::string_view, 6> kReservedArguments = {
-    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template"};
+constexpr std::array<std::string_view, 6> kReservedArguments = {"messages",  "tools",     "add_generation_prompt",
+                                                                "bos_token", "eos_token", "chat_template"};
 
 void read_chat_input(FieldReader* fields, const ApiLimits& limits, ChatInput* chat) {
   read_messages(fields, limits, chat);
@@ -336,7 +351,8 @@ void read_chat_input(FieldReader* fields, const ApiLimits& limits, ChatInput* ch
 void refuse_special_tokens(FieldReader* fields) {
   bool add_special_tokens = false;
   fields->boolean("add_special_tokens", &add_special_tokens);
-  if (add_special_tokens) fields->fail("add_special_tokens", "is not supported with messages: the chat template adds them");
+  if (add_special_tokens)
+    fields->fail("add_special_tokens", "is not supported with messages: the chat template adds them");
 }
 
 // An error of the reader, or the value.

@@ -1,6 +1,6 @@
-// Request bodies → structs: the JSON of OpenAI's API, with vLLM's further fields, ends here. Pure functions, no threads.
-// An unknown field is ignored, as every peer does; a known one of the wrong type or range is a 400 that names it and its
-// range; one that would change the answer but is not implemented is a 400 too, never ignored.
+// Request bodies → structs: the JSON of OpenAI's API, with vLLM's further fields, ends here. Pure functions, no
+// threads. An unknown field is ignored, as every peer does; a known one of the wrong type or range is a 400 that names
+// it and its range; one that would change the answer but is not implemented is a 400 too, never ignored.
 #pragma once
 
 #include <cstdint>
@@ -22,16 +22,16 @@ struct GenerationDefaults {
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
-  int32_t top_k = 0;                               // 0: all
-  std::optional<int32_t> generated_tokens_max{};   // of chat requests; absent: the rest of the context
+  int32_t top_k = 0;                              // 0: all
+  std::optional<int32_t> generated_tokens_max{};  // of chat requests; absent: the rest of the context
 };
 
 struct ApiLimits {
   int32_t context_tokens_max = 0;
-  int32_t vocab_size = 0;             // ids below it may be sent
-  int64_t prompt_bytes_max = 0;       // longer texts cannot fit the context: refused before they are tokenised
-  int32_t choices_max = 64;           // n
-  int32_t choices_total_max = 256;    // prompts · n
+  int32_t vocab_size = 0;           // ids below it may be sent
+  int64_t prompt_bytes_max = 0;     // longer texts cannot fit the context: refused before they are tokenised
+  int32_t choices_max = 64;         // n
+  int32_t choices_total_max = 256;  // prompts · n
   int32_t messages_max = 4096;
   int32_t stop_strings_max = 64;
   int32_t stop_string_bytes_max = 1024;
@@ -55,8 +55,8 @@ struct GenerationFields {
   bool include_stop_in_output = false;
   bool skip_special_tokens = true;
   bool ignore_eos = false;
-  int32_t top_logprobs = -1;  // as in GenerateRequest
-  bool tokens_as_ids = false; // tokens of logprobs as "token_id:17"
+  int32_t top_logprobs = -1;   // as in GenerateRequest
+  bool tokens_as_ids = false;  // tokens of logprobs as "token_id:17"
   bool return_token_ids = false;
   std::string cache_salt;
   bool stream = false;

@@ -17,7 +17,7 @@ namespace headroom {
 
 struct TokenOutput {
   TokenId token = 0;
-  int64_t text_offset = 0;  // characters of the choice's text before it
+  int64_t text_offset = 0;    // characters of the choice's text before it
   bool has_logprobs = false;  // the first token of a prompt has none: nothing came before it
   Logprobs logprobs;
 };
@@ -30,9 +30,9 @@ struct EchoedPrompt {
 };
 
 struct ChoiceEnding {
-  bool is_length = false;      // else a stop string, a stop token or end-of-sequence
-  std::string stop_string;     // that was met
-  TokenId stop_token = -1;     // of the request's stop_token_ids, −1: none
+  bool is_length = false;   // else a stop string, a stop token or end-of-sequence
+  std::string stop_string;  // that was met
+  TokenId stop_token = -1;  // of the request's stop_token_ids, −1: none
 };
 
 // What is to be shown of one choice: all of it, or of a stream what is new.
@@ -43,8 +43,8 @@ struct ChoiceOutput {
   std::vector<TokenOutput> tokens;  // only if their ids or log-probabilities are shown
   int32_t token_count = 0;
   std::optional<ChoiceEnding> ending;
-  const EchoedPrompt* echo = nullptr;               // shown with the first output
-  const std::vector<TokenId>* prompt_ids = nullptr; // shown with the first output
+  const EchoedPrompt* echo = nullptr;                // shown with the first output
+  const std::vector<TokenId>* prompt_ids = nullptr;  // shown with the first output
 
   bool is_empty() const { return token_count == 0 && text.empty() && !ending; }
 };

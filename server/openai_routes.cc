@@ -19,7 +19,8 @@ using ServedPtr = std::shared_ptr<const ServedModel>;
 
 constexpr int kClientClosedRequest = 499;  // nobody reads it; the metrics count it
 
-// Which prefixes may be shared: those of one API key, or of one salt within it. The length keeps (key, salt) unambiguous.
+// Which prefixes may be shared: those of one API key, or of one salt within it. The length keeps (key, salt)
+// unambiguous.
 std::string cache_salt(const std::string& tenant, const std::string& salt) {
   return std::to_string(tenant.size()) + ':' + tenant + salt;
 }
@@ -154,13 +155,13 @@ void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, Gene
   const bool is_stream = fields.stream;
   const bool include_usage = fields.include_usage;
   const ServedModel& model = *served;
-  std::shared_ptr<Answer> answer(new Answer{
-      .served = std::move(served),
-      .generation = Generation(model.engine, model.tokenizer, std::move(fields), std::move(options)),
-      .format = ResponseFormat(model.tokenizer, std::move(style)),
-      .stream = is_stream,
-      .include_usage = include_usage,
-      .client_gone = request.client_gone});
+  std::shared_ptr<Answer> answer(
+      new Answer{.served = std::move(served),
+                 .generation = Generation(model.engine, model.tokenizer, std::move(fields), std::move(options)),
+                 .format = ResponseFormat(model.tokenizer, std::move(style)),
+                 .stream = is_stream,
+                 .include_usage = include_usage,
+                 .client_gone = request.client_gone});
   // Whatever can be refused is refused here, before the head of a stream goes out.
   if (const auto error = answer->generation.submit(std::move(prompts))) return respond_with_error(*error, response);
   if (!answer->stream) return answer_whole(answer.get(), response);
@@ -209,8 +210,9 @@ void Api::answer_stream(Answer* answer, HttpStream* stream) const {
       if (answer->include_usage) answer->format.append_usage_chunk(generation.usage(), &events);
       append_sse_done(&events);
     }
-    const bool is_heard = events.empty() ? !(answer->client_gone && answer->client_gone()) && sse.ping_if_silent(Clock::now())
-                                         : sse.send(events, Clock::now());
+    const bool is_heard = events.empty()
+                              ? !(answer->client_gone && answer->client_gone()) && sse.ping_if_silent(Clock::now())
+                              : sse.send(events, Clock::now());
     if (!is_heard) return generation.cancel();
   }
 }
@@ -223,9 +225,9 @@ void Api::tokenize(const HttpRequest& request, HttpResponse& response) {
   const TokenizeRequest& asked = std::get<TokenizeRequest>(parsed);
   if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
   const auto* chat = std::get_if<ChatInput>(&asked.input);
-  const auto tokens = chat != nullptr ? tokenize_chat(*served, *chat, options_.now_unix_seconds())
-                                      : tokenize_text(*served, std::get<std::string>(asked.input),
-                                                      asked.add_special_tokens, "prompt");
+  const auto tokens =
+      chat != nullptr ? tokenize_chat(*served, *chat, options_.now_unix_seconds())
+                      : tokenize_text(*served, std::get<std::string>(asked.input), asked.add_special_tokens, "prompt");
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   const auto& ids = std::get<std::vector<TokenId>>(tokens);
   JsonWriter json(&response.body);
@@ -311,10 +313,11 @@ std::vector<Route> api_routes(ApiOptions options) {
                       }});
   };
   const auto get = [&](const std::string& path, bool is_public, auto handler) {
-    routes.push_back({.method = "GET",
-                      .path = path,
-                      .is_public = is_public,
-                      .handle = [api, handler](const HttpRequest&, HttpResponse& response) { handler(*api, response); }});
+    routes.push_back(
+        {.method = "GET",
+         .path = path,
+         .is_public = is_public,
+         .handle = [api, handler](const HttpRequest&, HttpResponse& response) { handler(*api, response); }});
   };
   post("/v1/completions", true, &Api::completions);
   post("/v1/chat/completions", true, &Api::chat_completions);
@@ -336,7 +339,8 @@ std::vector<Route> api_routes(ApiOptions options) {
 std::string engine_not_ready_reason(const EngineStats& stats, double stalled_seconds_max) {
   if (stats.faulted) return "faulted: " + stats.fault;
   if (stats.draining) return "draining";
-  if (stats.work_pending && stats.seconds_since_step > stalled_seconds_max) return "stalled: no step was completed lately";
+  if (stats.work_pending && stats.seconds_since_step > stalled_seconds_max)
+    return "stalled: no step was completed lately";
   return "";
 }
 

@@ -1,6 +1,6 @@
-// The routes of the API: hops 1 to 4 and 8 of a token's life. Each handler is thin: body → struct → tokens → Engine, and
-// the engine's events → text → JSON. Handlers run on HTTP workers, several at once; all they share is immutable, or made
-// for it.
+// The routes of the API: hops 1 to 4 and 8 of a token's life. Each handler is thin: body → struct → tokens → Engine,
+// and the engine's events → text → JSON. Handlers run on HTTP workers, several at once; all they share is immutable, or
+// made for it.
 #pragma once
 
 #include <chrono>
@@ -17,13 +17,13 @@
 namespace headroom {
 
 struct ApiOptions {
-  std::vector<std::string> model_names;   // the first is the one that answers show; the others are aliases. Not empty
+  std::vector<std::string> model_names;  // the first is the one that answers show; the others are aliases. Not empty
   std::string version;
-  std::string system_fingerprint;         // what the bits of an answer depend on; omitted when empty
+  std::string system_fingerprint;  // what the bits of an answer depend on; omitted when empty
   bool metrics_public = true;
   std::chrono::milliseconds ping_after{10'000};      // of silence in a stream
   std::chrono::milliseconds client_poll_period{50};  // how often a waiting handler looks whether the client is there
-  uint64_t seed_key = 0;                  // of the seeds of requests that bring none: random for each process
+  uint64_t seed_key = 0;  // of the seeds of requests that bring none: random for each process
 
   // Called on HTTP workers. Null while the model is being loaded.
   std::function<std::shared_ptr<const ServedModel>()> served;

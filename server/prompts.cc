@@ -10,10 +10,10 @@ namespace {
 constexpr std::string_view kWhiteSpace = " \t\n\v\f\r";
 
 ApiError too_long(const ServedModel& served, int64_t bytes, std::string_view param) {
-  ApiError error = invalid_field(
-      param, "this model's context is " + std::to_string(served.limits.context_tokens_max) +
-                 " tokens, which hold at most " + std::to_string(served.limits.prompt_bytes_max) +
-                 " bytes of text; the prompt has " + std::to_string(bytes));
+  ApiError error =
+      invalid_field(param, "this model's context is " + std::to_string(served.limits.context_tokens_max) +
+                               " tokens, which hold at most " + std::to_string(served.limits.prompt_bytes_max) +
+                               " bytes of text; the prompt has " + std::to_string(bytes));
   error.code = "context_length_exceeded";
   error.numbers = {{"n_prompt_bytes", bytes}, {"n_ctx", served.limits.context_tokens_max}};
   return error;
@@ -90,7 +90,8 @@ Parsed<std::vector<TokenId>> tokenize_chat(const ServedModel& served, const Chat
   RenderedPrompt& prompt = std::get<RenderedPrompt>(rendered);
   if (chat.continue_final_message &&
       !cut_after_final_message(chat.messages.back()["content"].get_ref<const std::string&>(), &prompt)) {
-    return invalid_field("continue_final_message", "the model's chat template does not show the final message as it is");
+    return invalid_field("continue_final_message",
+                         "the model's chat template does not show the final message as it is");
   }
   const std::string_view text = prompt.text;
   std::vector<TextSpan> spans;

@@ -1,5 +1,5 @@
-// A loaded model, ready to generate: what the handlers need of it. Immutable but for the engine, which takes requests from
-// any thread; what it refers to outlives every request.
+// A loaded model, ready to generate: what the handlers need of it. Immutable but for the engine, which takes requests
+// from any thread; what it refers to outlives every request.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct ServedModel {
   GenerationDefaults defaults;
 };
 
-// What no prompt of a model can exceed in bytes: four times what the longest tokens could hold, because normalisation can
-// shorten a text before it becomes tokens.
+// What no prompt of a model can exceed in bytes: four times what the longest tokens could hold, because normalisation
+// can shorten a text before it becomes tokens.
 int64_t prompt_bytes_max(const Tokenizer& tokenizer, int32_t context_tokens_max);
 
 }  // namespace headroom

@@ -1,5 +1,5 @@
-// The whole API without sockets: the routes of openai_routes over a real engine, with a fake model in place of the real one.
-// The fake model writes the alphabet: after "a" comes "b", after "z" or anything else "a".
+// The whole API without sockets: the routes of openai_routes over a real engine, with a fake model in place of the real
+// one. The fake model writes the alphabet: after "a" comes "b", after "z" or anything else "a".
 #pragma once
 
 #include <gtest/gtest.h>
@@ -29,8 +29,12 @@ inline constexpr const char* kApiTemplate =
 
 struct ApiSetup {
   FakeRunner::Options runner{};
-  SchedulerOptions scheduler{.pages_total = 64, .page_tokens = 16, .step_tokens_max = 64, .running_sequences_max = 16,
-                             .queue_requests_max = 64, .context_tokens_max = 512};
+  SchedulerOptions scheduler{.pages_total = 64,
+                             .page_tokens = 16,
+                             .step_tokens_max = 64,
+                             .running_sequences_max = 16,
+                             .queue_requests_max = 64,
+                             .context_tokens_max = 512};
   std::vector<TokenId> eos = {kEos};
   bool has_template = true;
   std::chrono::milliseconds ping_after{10'000};
@@ -87,7 +91,8 @@ inline std::unique_ptr<Engine> make_api_engine(const ApiSetup& setup) {
   EngineOptions options;
   options.scheduler = setup.scheduler;
   options.eos_token_ids = setup.eos;
-  return std::make_unique<Engine>(std::move(options), kApiShape, std::make_unique<FakeRunner>(std::move(runner)), nullptr);
+  return std::make_unique<Engine>(std::move(options), kApiShape, std::make_unique<FakeRunner>(std::move(runner)),
+                                  nullptr);
 }
 
 class ApiUnderTest {
@@ -171,7 +176,25 @@ class ApiUnderTest {
   std::string not_ready;
 };
 
+// The text of one choice of a stream, whichever API.
+inline std::string streamed_text(const Reply& reply, int choice = 0) {
+  std::string text;
+  for (const std::string& event : reply.events()) {
+    if (event == "[DONE]") continue;
+    const nlohmann::json choices = nlohmann::json::parse(event).at("choices");
+    for (const nlohmann::json& part : choices) {
+      if (part.at("index") != choice) continue;
+      text += part.contains("text") ? part.at("text").get<std::string>() : part.at("delta").value("content", "");
+    }
+  }
+  return text;
+}
+
+inline nlohmann::json error_of(const Reply& reply) { return reply.json().at("error"); }
+
 // The log-probability that the fake model gives its likeliest token (logit 5), and any other (logit 0).
-inline double fake_logprob(bool is_likeliest) { return (is_likeliest ? 5.0 : 0.0) - std::log(std::exp(5.0) + kModelVocab - 1); }
+inline double fake_logprob(bool is_likeliest) {
+  return (is_likeliest ? 5.0 : 0.0) - std::log(std::exp(5.0) + kModelVocab - 1);
+}
 
 }  // namespace headroom

@@ -1,5 +1,5 @@
-// A tokenizer whose ids can be read: id b is the byte b, and three special tokens follow. Made from a tokenizer.json of the
-// byte-level kind, so that what is tested is the real class.
+// A tokenizer whose ids can be read: id b is the byte b, and three special tokens follow. Made from a tokenizer.json of
+// the byte-level kind, so that what is tested is the real class.
 #pragma once
 
 #include <string>
@@ -15,7 +15,9 @@ inline constexpr int32_t kByteVocab = 259;
 
 // The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for U+0100 and up, in order.
 inline std::string byte_level_character(int byte) {
-  const auto stands_for_itself = [](int b) { return (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE; };
+  const auto stands_for_itself = [](int b) {
+    return (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+  };
   int code = byte;
   if (!stands_for_itself(byte)) {
     code = 0x100;
@@ -46,7 +48,8 @@ inline std::string byte_tokenizer_json() {
       "special_tokens":{"<|bos|>":{"id":"<|bos|>","ids":[258],"tokens":["<|bos|>"]}}},
     "decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
     "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
-      "fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{)" + vocab + R"(},"merges":[]}})";
+      "fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{)" +
+         vocab + R"(},"merges":[]}})";
 }
 
 }  // namespace headroom

@@ -17,8 +17,9 @@ std::string message_of(const std::variant<Json, ApiError>& result) {
 }
 
 TEST(JsonReader, ReadsWhatAnotherReaderReads) {
-  for (const std::string text : {R"({"a":[1,-2,3.5,true,false,null,"x"],"b":{"c":{}},"a b":[]})", "3", "\"\\u20ac\\ud83d\\ude00\"",
-                                 "[[[]]]", " {\"z\":1,\"a\":2} ", "-0", "1e3", "9223372036854775807", "18446744073709551615"}) {
+  for (const std::string text :
+       {R"({"a":[1,-2,3.5,true,false,null,"x"],"b":{"c":{}},"a b":[]})", "3", "\"\\u20ac\\ud83d\\ude00\"", "[[[]]]",
+        " {\"z\":1,\"a\":2} ", "-0", "1e3", "9223372036854775807", "18446744073709551615"}) {
     const auto result = read_json(text);
     ASSERT_TRUE(std::holds_alternative<Json>(result)) << text;
     EXPECT_EQ(std::get<Json>(result), Json::parse(text));
@@ -27,10 +28,37 @@ TEST(JsonReader, ReadsWhatAnotherReaderReads) {
 }
 
 TEST(JsonReader, RefusesWhatIsNoJson) {
-  for (const std::string text :
-       {"", " ", "{", "[1,]", "{\"a\":1,}", "{'a':1}", "nul", "NaN", "Infinity", "-Infinity", "+1", "01", "1.", ".5", "0x10",
-        "[1] 2", "{\"a\" 1}", "\"a", "\"\n\"", "\"\\x41\"", "// c\n1", "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"",
-        "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xe2\x82\"", "1e400", "-1e400"}) {
+  for (const std::string text : {"",
+                                 " ",
+                                 "{",
+                                 "[1,]",
+                                 "{\"a\":1,}",
+                                 "{'a':1}",
+                                 "nul",
+                                 "NaN",
+                                 "Infinity",
+                                 "-Infinity",
+                                 "+1",
+                                 "01",
+                                 "1.",
+                                 ".5",
+                                 "0x10",
+                                 "[1] 2",
+                                 "{\"a\" 1}",
+                                 "\"a",
+                                 "\"\n\"",
+                                 "\"\\x41\"",
+                                 "// c\n1",
+                                 "\"\\ud800\"",
+                                 "\"\\udc00\"",
+                                 "\"\\ud800\\u0041\"",
+                                 "\"\xff\"",
+                                 "\"\xc0\x80\"",
+                                 "\"\xed\xa0\x80\"",
+                                 "\"\xf4\x90\x80\x80\"",
+                                 "\"\xe2\x82\"",
+                                 "1e400",
+                                 "-1e400"}) {
     const auto result = read_json(text);
     ASSERT_TRUE(std::holds_alternative<ApiError>(result)) << text;
     const ApiError& error = std::get<ApiError>(result);
@@ -74,7 +102,8 @@ TEST(JsonReader, RefusesAKeyThatStandsTwice) {
 }
 
 TEST(JsonReader, RandomDamageIsReadAsAnotherReaderReadsItOrRefused) {
-  const std::string sound = R"({"model":"m","prompt":[[1,2],[3]],"stop":["a\n","\u20ac"],"n":2,"top_p":0.5,"x":{"y":[null,true]}})";
+  const std::string sound =
+      R"({"model":"m","prompt":[[1,2],[3]],"stop":["a\n","\u20ac"],"n":2,"top_p":0.5,"x":{"y":[null,true]}})";
   int refused = 0;
   for (uint32_t seed = 0; seed < 20000; ++seed) {
     std::mt19937 random(seed);
@@ -82,9 +111,14 @@ TEST(JsonReader, RandomDamageIsReadAsAnotherReaderReadsItOrRefused) {
     for (uint32_t i = 1 + random() % 4; i > 0; --i) {
       const size_t at = random() % text.size();
       switch (random() % 3) {
-        case 0: text[at] = static_cast<char>(random()); break;
-        case 1: text.erase(at, 1 + random() % 3); break;
-        default: text.insert(at, 1, "{}[]\",:\\0"[random() % 9]);
+        case 0:
+          text[at] = static_cast<char>(random());
+          break;
+        case 1:
+          text.erase(at, 1 + random() % 3);
+          break;
+        default:
+          text.insert(at, 1, "{}[]\",:\\0"[random() % 9]);
       }
     }
     const auto result = read_json(text);
@@ -109,8 +143,8 @@ TEST(JsonReader, ExactIntegers) {
   EXPECT_EQ(read("-9223372036854775808"), INT64_MIN);
   EXPECT_EQ(read("3.0"), 3);
   EXPECT_EQ(read("1e3"), 1000);
-  for (const char* text : {"9223372036854775808", "18446744073709551615", "1e20", "-1e20", "9.3e18", "1.5", "1e-3", "true",
-                           "null", "\"3\"", "[3]", "{}"}) {
+  for (const char* text : {"9223372036854775808", "18446744073709551615", "1e20", "-1e20", "9.3e18", "1.5", "1e-3",
+                           "true", "null", "\"3\"", "[3]", "{}"}) {
     EXPECT_EQ(read(text), std::nullopt) << text;
   }
 }
@@ -149,7 +183,8 @@ TEST(FieldReader, AbsentAndNullLeaveTheDefault) {
 
 TEST(FieldReader, ReadsWhatIsInRange) {
   Target target;
-  EXPECT_EQ(read_target(R"({"number":-5,"maybe":-9223372036854775808,"flag":false,"real":1,"text":"abc"})", &target), "");
+  EXPECT_EQ(read_target(R"({"number":-5,"maybe":-9223372036854775808,"flag":false,"real":1,"text":"abc"})", &target),
+            "");
   EXPECT_EQ(target.number, -5);
   EXPECT_EQ(target.maybe, INT64_MIN);
   EXPECT_FALSE(target.flag);

@@ -26,7 +26,7 @@ TEST(JsonWriter, EscapesAsRfc8259Asks) {
 
 TEST(JsonWriter, ReplacesIllFormedUtf8) {
   EXPECT_EQ(json_string("a\xff"), "\"a\uFFFD\"");
-  EXPECT_EQ(json_string("\xe2\x82"), "\"\uFFFD\"");          // cut off
+  EXPECT_EQ(json_string("\xe2\x82"), "\"\uFFFD\"");                  // cut off
   EXPECT_EQ(json_string("\xed\xa0\x80"), "\"\uFFFD\uFFFD\uFFFD\"");  // a surrogate
   EXPECT_EQ(json_string("\xe2\x82z"), "\"\uFFFDz\"");
 }

@@ -118,14 +118,16 @@ TEST(CompletionRequest, PromptsOfAllFourForms) {
 }
 
 TEST(CompletionRequest, RefusesOtherPrompts) {
-  for (const char* prompt : {"3", "true", "{}", "[]", "[[]]", "[[1],[]]", "[\"a\",1]", "[\"a\",[1]]", "[[1],\"a\"]", "[null]",
-                             "[true]"}) {
-    EXPECT_THAT(fault(completion(std::string(R"({"prompt":)") + prompt + "}")), HasSubstr("prompt: prompt must be a string, an array"))
+  for (const char* prompt :
+       {"3", "true", "{}", "[]", "[[]]", "[[1],[]]", "[\"a\",1]", "[\"a\",[1]]", "[[1],\"a\"]", "[null]", "[true]"}) {
+    EXPECT_THAT(fault(completion(std::string(R"({"prompt":)") + prompt + "}")),
+                HasSubstr("prompt: prompt must be a string, an array"))
         << prompt;
   }
   EXPECT_EQ(fault(completion("{}")), "prompt: prompt is missing");
   EXPECT_EQ(fault(completion(R"({"prompt":null})")), "prompt: prompt is missing");
-  for (const char* id : {"-1", "1000", "4294967296", "2147483648", "1.5", "1e20", "\"1\"", "null", "true", "[]", "[[1]]"}) {
+  for (const char* id :
+       {"-1", "1000", "4294967296", "2147483648", "1.5", "1e20", "\"1\"", "null", "true", "[]", "[[1]]"}) {
     EXPECT_EQ(fault(completion(std::string(R"({"prompt":[1,)") + id + "]}")),
               "prompt: prompt must hold token ids, integers from 0 to 999");
     EXPECT_EQ(fault(completion(std::string(R"({"prompt":[[1],[2,)") + id + "]]}")),
@@ -156,9 +158,10 @@ TEST(CompletionRequest, RefusesEachFieldOutsideItsTypeAndRange) {
       {"presence_penalty", {"-2.1", "2.1", "true"}},
       {"frequency_penalty", {"-2.1", "2.1", "true"}},
       {"seed", {"1.5", "true", "\"1\"", "1e20", "9223372036854775808"}},
-      {"logit_bias", {"[]", "3", "{\"x\":1}", "{\"-1\":1}", "{\"1000\":1}", "{\"4294967297\":1}", "{\"1\":101}", "{\"1\":-101}",
-                      "{\"1\":true}", "{\"1\":\"1\"}", "{\"1\":null}", "{\"\":1}", "{\" 1\":1}", "{\"1 \":1}", "{\"7\":1,\"07\":1}",
-                      "{\"1e1\":1}"}},
+      {"logit_bias",
+       {"[]", "3", "{\"x\":1}", "{\"-1\":1}", "{\"1000\":1}", "{\"4294967297\":1}", "{\"1\":101}", "{\"1\":-101}",
+        "{\"1\":true}", "{\"1\":\"1\"}", "{\"1\":null}", "{\"\":1}", "{\" 1\":1}", "{\"1 \":1}", "{\"7\":1,\"07\":1}",
+        "{\"1e1\":1}"}},
       {"stop", {"3", "true", "{}", "\"\"", "[\"\"]", "[3]", "[null]", "[[\"a\"]]"}},
       {"stop_token_ids", {"3", "\"a\"", "{}", "[-1]", "[1000]", "[1.5]", "[true]", "[4294967297]"}},
       {"include_stop_str_in_output", {"1", "\"true\""}},
@@ -173,7 +176,8 @@ TEST(CompletionRequest, RefusesEachFieldOutsideItsTypeAndRange) {
       {"priority", {"\"high\"", "0.5"}},
       {"return_token_ids", {"1"}},
       {"return_tokens_as_token_ids", {"1"}},
-      {"response_format", {"{\"type\":\"json_object\"}", "{\"type\":\"json_schema\",\"json_schema\":{}}", "{}", "\"text\"", "3"}},
+      {"response_format",
+       {"{\"type\":\"json_object\"}", "{\"type\":\"json_schema\",\"json_schema\":{}}", "{}", "\"text\"", "3"}},
   };
   for (const auto& [name, values] : cases) {
     for (const char* wrong : values) {
@@ -201,7 +205,8 @@ TEST(CompletionRequest, BoundsStopsAndBiases) {
   };
   const std::string kibibyte(1024, 'a');
   EXPECT_EQ(fault(with("\"stop\":[" + list(64, "\"" + kibibyte + "\"") + "]")), "accepted");
-  EXPECT_THAT(fault(with("\"stop\":[" + list(65, "\"a\"") + "]")), HasSubstr("at most 64 strings, each of 1 to 1024 bytes"));
+  EXPECT_THAT(fault(with("\"stop\":[" + list(65, "\"a\"") + "]")),
+              HasSubstr("at most 64 strings, each of 1 to 1024 bytes"));
   EXPECT_THAT(fault(with("\"stop\":\"" + kibibyte + "a\"")), HasSubstr("at most 64 strings, each of 1 to 1024 bytes"));
   EXPECT_THAT(fault(with("\"stop\":[" + list(100'000, "\"a\"") + "]")), HasSubstr("at most 64 strings"));
   EXPECT_EQ(fault(with("\"stop_token_ids\":[" + list(256, "1") + "]")), "accepted");
@@ -213,12 +218,13 @@ TEST(CompletionRequest, BoundsStopsAndBiases) {
 
 TEST(CompletionRequest, RefusesWhatItWouldHaveToIgnore) {
   const std::pair<const char*, const char*> cases[] = {
-      {"suffix", "\"end\""},         {"use_beam_search", "true"}, {"prompt_logprobs", "3"},
-      {"guided_regex", "\"a+\""},    {"bad_words", "[\"a\"]"},    {"truncate_prompt_tokens", "5"},
-      {"guided_json", "{\"a\":1}"},  {"guided_choice", "[\"a\"]"}, {"structured_outputs", "{\"regex\":\"a\"}"},
-      {"allowed_token_ids", "[1]"},  {"chat_template", "\"{{ 1 }}\""}};
+      {"suffix", "\"end\""},        {"use_beam_search", "true"},     {"prompt_logprobs", "3"},
+      {"guided_regex", "\"a+\""},   {"bad_words", "[\"a\"]"},        {"truncate_prompt_tokens", "5"},
+      {"guided_json", "{\"a\":1}"}, {"guided_choice", "[\"a\"]"},    {"structured_outputs", "{\"regex\":\"a\"}"},
+      {"allowed_token_ids", "[1]"}, {"chat_template", "\"{{ 1 }}\""}};
   for (const auto& [name, wanted] : cases) {
-    EXPECT_EQ(fault(with(std::string("\"") + name + "\":" + wanted)), std::string(name) + ": " + name + " is not supported by this server");
+    EXPECT_EQ(fault(with(std::string("\"") + name + "\":" + wanted)),
+              std::string(name) + ": " + name + " is not supported by this server");
     for (const char* nothing : {"null", "false", "\"\"", "[]", "{}"}) {
       EXPECT_EQ(fault(with(std::string("\"") + name + "\":" + nothing)), "accepted");
     }
@@ -242,8 +248,12 @@ TEST(CompletionRequest, ReadsSpecialValuesAsThePeersDo) {
 }
 
 TEST(CompletionRequest, DefaultsComeFromTheModel) {
-  const GenerationDefaults defaults = {
-      .temperature = 0.5f, .top_p = 0.75f, .min_p = 0.25f, .repetition_penalty = 1.25f, .top_k = 20, .generated_tokens_max = 99};
+  const GenerationDefaults defaults = {.temperature = 0.5f,
+                                       .top_p = 0.75f,
+                                       .min_p = 0.25f,
+                                       .repetition_penalty = 1.25f,
+                                       .top_k = 20,
+                                       .generated_tokens_max = 99};
   const GenerationFields of_model = value(completion(R"({"prompt":"x"})", defaults)).generation;
   EXPECT_EQ(of_model.sampling.temperature, 0.5f);
   EXPECT_EQ(of_model.sampling.top_p, 0.75f);
@@ -283,7 +293,8 @@ std::string normalized(const std::string& messages) {
 }
 
 TEST(ChatRequest, ContentsBecomeStrings) {
-  EXPECT_EQ(normalized(R"([{"role":"user","content":"hi","name":"n"}])"), R"([{"role":"user","content":"hi","name":"n"}])");
+  EXPECT_EQ(normalized(R"([{"role":"user","content":"hi","name":"n"}])"),
+            R"([{"role":"user","content":"hi","name":"n"}])");
   EXPECT_EQ(normalized(R"([{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}])"),
             R"([{"role":"user","content":"a\nb"}])");
   EXPECT_EQ(normalized(R"([{"role":"user","content":[]}])"), R"([{"role":"user","content":""}])");
@@ -292,7 +303,8 @@ TEST(ChatRequest, ContentsBecomeStrings) {
 
 TEST(ChatRequest, ArgumentsOfToolCallsBecomeObjects) {
   const auto with_arguments = [](const std::string& arguments) {
-    return R"([{"role":"assistant","content":"","tool_calls":[{"id":"1","type":"function","function":{"name":"f")" + arguments + "}}]}]";
+    return R"([{"role":"assistant","content":"","tool_calls":[{"id":"1","type":"function","function":{"name":"f")" +
+           arguments + "}}]}]";
   };
   EXPECT_EQ(normalized(with_arguments(R"(,"arguments":"{\"a\": 1}")")), with_arguments(R"(,"arguments":{"a":1})"));
   EXPECT_EQ(normalized(with_arguments(R"(,"arguments":"")")), with_arguments(R"(,"arguments":{})"));
@@ -331,7 +343,8 @@ TEST(ChatRequest, Logprobs) {
   EXPECT_EQ(value(chat_with(R"("logprobs":true,"top_logprobs":20)")).generation.top_logprobs, 20);
   EXPECT_EQ(value(chat_with(R"("logprobs":false,"top_logprobs":0)")).generation.top_logprobs, -1);
   EXPECT_EQ(fault(chat_with(R"("top_logprobs":2)")), "top_logprobs: top_logprobs needs logprobs to be true");
-  EXPECT_EQ(fault(chat_with(R"("logprobs":true,"top_logprobs":21)")), "top_logprobs: top_logprobs must be an integer from 0 to 20");
+  EXPECT_EQ(fault(chat_with(R"("logprobs":true,"top_logprobs":21)")),
+            "top_logprobs: top_logprobs must be an integer from 0 to 20");
   EXPECT_EQ(fault(chat_with(R"("logprobs":1)")), "logprobs: logprobs must be true or false");
 }
 
@@ -352,14 +365,17 @@ TEST(ChatRequest, Tools) {
 }
 
 TEST(ChatRequest, TemplateArguments) {
-  const ChatRequest request = value(chat_with(R"("chat_template_kwargs":{"enable_thinking":false},"continue_final_message":true)"));
+  const ChatRequest request =
+      value(chat_with(R"("chat_template_kwargs":{"enable_thinking":false},"continue_final_message":true)"));
   EXPECT_EQ(request.chat.template_arguments.dump(), R"({"enable_thinking":false})");
   EXPECT_TRUE(request.chat.continue_final_message);
   EXPECT_FALSE(request.chat.add_generation_prompt);
   EXPECT_THAT(fault(chat_with(R"("chat_template_kwargs":{"messages":[]})")), HasSubstr("must not set messages"));
   EXPECT_THAT(fault(chat_with(R"("chat_template_kwargs":[])")), HasSubstr("must be an object"));
-  EXPECT_THAT(fault(chat_with(R"("continue_final_message":true,"add_generation_prompt":true)")), HasSubstr("exclude each other"));
-  EXPECT_THAT(fault(chat_with(R"("add_special_tokens":true)")), HasSubstr("add_special_tokens is not supported with messages"));
+  EXPECT_THAT(fault(chat_with(R"("continue_final_message":true,"add_generation_prompt":true)")),
+              HasSubstr("exclude each other"));
+  EXPECT_THAT(fault(chat_with(R"("add_special_tokens":true)")),
+              HasSubstr("add_special_tokens is not supported with messages"));
 }
 
 TEST(TokenizeRequest, TextOrConversation) {
@@ -367,7 +383,8 @@ TEST(TokenizeRequest, TextOrConversation) {
   EXPECT_EQ(std::get<std::string>(text.input), "x");
   EXPECT_TRUE(text.add_special_tokens);
   EXPECT_FALSE(text.return_token_strings);
-  const TokenizeRequest conversation = value(parse_tokenize_request("{" + kMessages + R"(,"return_token_strs":true})", kLimits));
+  const TokenizeRequest conversation =
+      value(parse_tokenize_request("{" + kMessages + R"(,"return_token_strs":true})", kLimits));
   EXPECT_EQ(std::get<ChatInput>(conversation.input).messages.size(), 1u);
   EXPECT_TRUE(conversation.return_token_strings);
   EXPECT_EQ(fault(parse_tokenize_request("{}", kLimits)), "prompt: prompt or messages is missing");
@@ -391,7 +408,8 @@ TEST(AnyRequest, RandomDamageIsAnswered) {
   for (uint32_t seed = 0; seed < 20000; ++seed) {
     std::mt19937 random(seed);
     std::string text = sound;
-    const std::vector<std::string> inserts = {"null", "-1", "1e20", "true", "[]", "{}", "\"x\"", "4294967297", "[[[[", "\"\\ud800\""};
+    const std::vector<std::string> inserts = {"null", "-1",    "1e20",       "true", "[]",
+                                              "{}",   "\"x\"", "4294967297", "[[[[", "\"\\ud800\""};
     for (uint32_t i = random() % 3; i > 0; --i) {
       const size_t colon = text.find(':', random() % text.size());
       if (colon == std::string::npos) continue;
@@ -412,7 +430,8 @@ TEST(AnyRequest, RandomDamageIsAnswered) {
       ASSERT_THAT(std::get<ApiError>(first).message, Not(HasSubstr("exception")));
     }
     if (const auto* request = std::get_if<ChatRequest>(&second)) {
-      for (const Json& message : request->chat.messages) ASSERT_TRUE(message["content"].is_string() && message["role"].is_string());
+      for (const Json& message : request->chat.messages)
+        ASSERT_TRUE(message["content"].is_string() && message["role"].is_string());
     } else {
       ASSERT_EQ(std::get<ApiError>(second).status, 400);
     }

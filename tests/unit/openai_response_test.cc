@@ -24,7 +24,10 @@ ResponseStyle style(bool is_chat) {
 }
 
 TokenOutput token(char byte, int64_t offset, float logprob, std::vector<TokenLogprob> top) {
-  return {.token = static_cast<unsigned char>(byte), .text_offset = offset, .has_logprobs = true, .logprobs = {.logprob = logprob, .top = std::move(top)}};
+  return {.token = static_cast<unsigned char>(byte),
+          .text_offset = offset,
+          .has_logprobs = true,
+          .logprobs = {.logprob = logprob, .top = std::move(top)}};
 }
 
 const UsageTotals kUsage = {.prompt_tokens = 3,
@@ -54,9 +57,11 @@ std::vector<std::string> events(const std::string& stream) {
 TEST(Response, CompletionBody) {
   const ResponseFormat format(tokenizer(), style(false));
   const ChoiceOutput choice = {.index = 0, .text = "a\n", .token_count = 2, .ending = ChoiceEnding{.is_length = true}};
-  EXPECT_EQ(format.body({&choice, 1}, kUsage),
-            R"({"id":"cmpl-1","object":"text_completion","created":1700000000,"model":"m\"1","choices":[{"index":0,"text":"a\n",)"
-            R"("logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":)" + std::string(kUsageJson) + "}");
+  EXPECT_EQ(
+      format.body({&choice, 1}, kUsage),
+      R"({"id":"cmpl-1","object":"text_completion","created":1700000000,"model":"m\"1","choices":[{"index":0,"text":"a\n",)"
+      R"("logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":)" +
+          std::string(kUsageJson) + "}");
 }
 
 TEST(Response, ChatBody) {
@@ -65,30 +70,37 @@ TEST(Response, ChatBody) {
   const ResponseFormat format(tokenizer(), chat);
   const ChoiceOutput choices[] = {{.index = 0, .text = "a", .ending = ChoiceEnding{.stop_string = "END"}},
                                   {.index = 1, .text = "", .ending = ChoiceEnding{.stop_token = 7}}};
-  EXPECT_EQ(format.body(choices, kUsage),
-            R"({"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m\"1","system_fingerprint":"fp","choices":[)"
-            R"({"index":0,"message":{"role":"assistant","content":"a","refusal":null},"logprobs":null,"finish_reason":"stop",)"
-            R"("stop_reason":"END"},{"index":1,"message":{"role":"assistant","content":"","refusal":null},"logprobs":null,)"
-            R"("finish_reason":"stop","stop_reason":7}],"usage":)" + std::string(kUsageJson) + "}");
+  EXPECT_EQ(
+      format.body(choices, kUsage),
+      R"({"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m\"1","system_fingerprint":"fp","choices":[)"
+      R"({"index":0,"message":{"role":"assistant","content":"a","refusal":null},"logprobs":null,"finish_reason":"stop",)"
+      R"("stop_reason":"END"},{"index":1,"message":{"role":"assistant","content":"","refusal":null},"logprobs":null,)"
+      R"("finish_reason":"stop","stop_reason":7}],"usage":)" +
+          std::string(kUsageJson) + "}");
 }
 
 TEST(Response, CompletionChunks) {
   const ResponseFormat format(tokenizer(), style(false));
   std::string stream;
   format.append_chunk({.index = 1, .text = "he", .token_count = 2}, {}, &stream);
-  format.append_chunk({.index = 1, .is_first = false, .text = "y", .token_count = 1, .ending = ChoiceEnding{}}, {}, &stream);
-  const std::string head = R"({"id":"cmpl-1","object":"text_completion","created":1700000000,"model":"m\"1","choices":[)";
+  format.append_chunk({.index = 1, .is_first = false, .text = "y", .token_count = 1, .ending = ChoiceEnding{}}, {},
+                      &stream);
+  const std::string head =
+      R"({"id":"cmpl-1","object":"text_completion","created":1700000000,"model":"m\"1","choices":[)";
   EXPECT_THAT(events(stream),
-              testing::ElementsAre(head + R"({"index":1,"text":"he","logprobs":null,"finish_reason":null}]})",
-                                   head + R"({"index":1,"text":"y","logprobs":null,"finish_reason":"stop","stop_reason":null}]})"));
+              testing::ElementsAre(
+                  head + R"({"index":1,"text":"he","logprobs":null,"finish_reason":null}]})",
+                  head + R"({"index":1,"text":"y","logprobs":null,"finish_reason":"stop","stop_reason":null}]})"));
 }
 
 TEST(Response, ChatChunksBeginWithTheRole) {
   const ResponseFormat format(tokenizer(), style(true));
   std::string stream;
   format.append_chunk({.index = 0, .text = "he", .token_count = 1}, {}, &stream);
-  format.append_chunk({.index = 0, .is_first = false, .token_count = 1, .ending = ChoiceEnding{.is_length = true}}, {}, &stream);
-  const std::string head = R"({"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m\"1","choices":[{"index":0,)";
+  format.append_chunk({.index = 0, .is_first = false, .token_count = 1, .ending = ChoiceEnding{.is_length = true}}, {},
+                      &stream);
+  const std::string head =
+      R"({"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m\"1","choices":[{"index":0,)";
   EXPECT_THAT(events(stream),
               testing::ElementsAre(
                   head + R"("delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]})",
@@ -112,8 +124,10 @@ TEST(Response, UsageInStreams) {
 
   with_usage.continuous_usage = true;
   stream.clear();
-  ResponseFormat(tokenizer(), with_usage).append_chunk({.index = 0, .is_first = false, .text = "a", .token_count = 1}, kUsage, &stream);
-  EXPECT_EQ(Json::parse(events(stream)[0]).at("usage").dump(), R"({"prompt_tokens":3,"completion_tokens":2,"total_tokens":5})");
+  ResponseFormat(tokenizer(), with_usage)
+      .append_chunk({.index = 0, .is_first = false, .text = "a", .token_count = 1}, kUsage, &stream);
+  EXPECT_EQ(Json::parse(events(stream)[0]).at("usage").dump(),
+            R"({"prompt_tokens":3,"completion_tokens":2,"total_tokens":5})");
 }
 
 TEST(Response, SavingRatioOfNothingIsZero) {
@@ -144,7 +158,8 @@ TEST(Response, EchoPutsThePromptInFront) {
   scored.top_logprobs = 0;
   const ResponseFormat format(tokenizer(), scored);
   EchoedPrompt prompt{.text = "xy", .characters = 2, .tokens = {{.token = 'x'}, token('y', 1, -1.0f, {})}};
-  ChoiceOutput choice = {.index = 0, .text = "a", .tokens = {token('a', 2, -2.0f, {})}, .token_count = 1, .echo = &prompt};
+  ChoiceOutput choice = {
+      .index = 0, .text = "a", .tokens = {token('a', 2, -2.0f, {})}, .token_count = 1, .echo = &prompt};
   const Json shown = Json::parse(format.body({&choice, 1}, kUsage))["choices"][0];
   EXPECT_EQ(shown["text"], "xya");
   EXPECT_EQ(shown["logprobs"].dump(), R"({"text_offset":[0,1,2],"token_logprobs":[null,-1,-2],"tokens":["x","y","a"],)"
@@ -159,7 +174,8 @@ TEST(Response, ChatLogprobs) {
   ResponseStyle scored = style(true);
   scored.top_logprobs = 1;
   const ResponseFormat format(tokenizer(), scored);
-  const ChoiceOutput choice = {.index = 0, .text = "a", .tokens = {token('a', 0, -0.5f, {{0xE2, -0.25f}})}, .token_count = 1};
+  const ChoiceOutput choice = {
+      .index = 0, .text = "a", .tokens = {token('a', 0, -0.5f, {{0xE2, -0.25f}})}, .token_count = 1};
   EXPECT_EQ(Json::parse(format.body({&choice, 1}, kUsage))["choices"][0]["logprobs"].dump(),
             "{\"content\":[{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97],\"top_logprobs\":"
             "[{\"token\":\"\uFFFD\",\"logprob\":-0.25,\"bytes\":[226]}]}],\"refusal\":null}");
@@ -170,14 +186,16 @@ TEST(Response, TokensAsIds) {
   scored.top_logprobs = 0;
   scored.tokens_as_ids = true;
   const ChoiceOutput choice = {.index = 0, .text = "a", .tokens = {token('a', 0, -0.5f, {})}, .token_count = 1};
-  const Json logprobs = Json::parse(ResponseFormat(tokenizer(), scored).body({&choice, 1}, kUsage))["choices"][0]["logprobs"];
+  const Json logprobs =
+      Json::parse(ResponseFormat(tokenizer(), scored).body({&choice, 1}, kUsage))["choices"][0]["logprobs"];
   EXPECT_EQ(logprobs["tokens"].dump(), R"(["token_id:97"])");
   EXPECT_EQ(logprobs["top_logprobs"].dump(), R"([{"token_id:97":-0.5}])");
 }
 
 TEST(Response, TokenIds) {
   const std::vector<TokenId> prompt = {1, 2};
-  const ChoiceOutput choice = {.index = 0, .text = "a", .tokens = {token('a', 0, 0, {})}, .token_count = 1, .prompt_ids = &prompt};
+  const ChoiceOutput choice = {
+      .index = 0, .text = "a", .tokens = {token('a', 0, 0, {})}, .token_count = 1, .prompt_ids = &prompt};
   ResponseStyle completion = style(false);
   completion.return_token_ids = true;
   const Json body = Json::parse(ResponseFormat(tokenizer(), completion).body({&choice, 1}, kUsage));

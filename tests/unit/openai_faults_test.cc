@@ -1,0 +1,245 @@
+// What the API answers when something is wrong: with the request, the model, the client, or the load.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "tests/unit/api_fixture.h"
+
+namespace headroom {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+TEST(Errors, HaveOneShape) {
+  ApiUnderTest api;
+  const Reply reply = api.complete(R"("prompt":"a","n":0)");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(
+      reply.body,
+      R"({"error":{"message":"n must be an integer from 1 to 64","type":"invalid_request_error","param":"n","code":null}})");
+}
+
+TEST(Errors, UnknownModel) {
+  ApiUnderTest api;
+  const std::pair<const char*, const char*> posts[] = {
+      {"/v1/completions", R"({"prompt":"a","model":"x"})"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"a"}],"model":"x"})"},
+      {"/tokenize", R"({"prompt":"a","model":"x"})"},
+      {"/detokenize", R"({"tokens":[1],"model":"x"})"}};
+  for (const auto& [path, body] : posts) {
+    const Reply reply = api.post(path, body);
+    EXPECT_EQ(reply.status, 404) << path;
+    EXPECT_EQ(error_of(reply).at("code"), "model_not_found");
+    EXPECT_EQ(error_of(reply).at("param"), "model");
+  }
+  EXPECT_EQ(api.complete(R"("prompt":"a","model":"alias")").json().at("model"), "demo");
+}
+
+TEST(Errors, ContextIsCheckedBeforeAStreamBegins) {
+  ApiUnderTest api;
+  for (const char* stream : {"false", "true"}) {
+    const Reply reply =
+        api.complete("\"prompt\":\"" + std::string(511, 'x') + "\",\"max_tokens\":1,\"stream\":" + stream);
+    EXPECT_EQ(reply.status, 400);
+    EXPECT_EQ(error_of(reply).at("code"), "context_length_exceeded");
+    EXPECT_EQ(error_of(reply).at("n_prompt_tokens"), 512);
+    EXPECT_EQ(error_of(reply).at("n_ctx"), 512);
+  }
+  EXPECT_EQ(api.complete("\"prompt\":\"" + std::string(510, 'x') + "\",\"max_tokens\":1").status, 200);
+  EXPECT_EQ(api.complete("\"prompt\":\"" + std::string(509, 'x') + "\",\"max_tokens\":3").status, 400);
+  // The default of 16 gives way.
+  EXPECT_EQ(api.complete("\"prompt\":\"" + std::string(509, 'x') + "\"").json().at("usage").at("completion_tokens"), 2);
+}
+
+TEST(Errors, HopelesslyLongTextsAreNotTokenised) {
+  ApiUnderTest api;
+  // 512 tokens · 8 bytes of "<|turn|>" · 4
+  const Reply reply = api.complete("\"prompt\":\"" + std::string(16385, 'x') + "\"");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(error_of(reply).at("n_prompt_bytes"), 16385);
+  EXPECT_EQ(error_of(reply).at("n_ctx"), 512);
+  EXPECT_EQ(error_of(reply).at("code"), "context_length_exceeded");
+  const Reply chat = api.chat(R"("messages":[{"role":"user","content":")" + std::string(16385, 'x') + "\"}]");
+  EXPECT_EQ(chat.status, 400);
+  EXPECT_EQ(error_of(chat).at("param"), "messages");
+}
+
+TEST(Errors, PoolAndEmptyPrompts) {
+  ApiSetup setup;
+  setup.scheduler.pages_total = 4;
+  ApiUnderTest api(setup);
+  const Reply reply = api.complete(R"("prompt":"a","max_tokens":100)");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(error_of(reply).at("code"), "kv_pool_exceeded");
+  EXPECT_EQ(error_of(api.complete(R"("prompt":"","add_special_tokens":false)")).at("param"), "prompt");
+  EXPECT_EQ(api.complete(R"("prompt":"","max_tokens":1)").status, 200);  // <|bos|> alone
+}
+
+TEST(Errors, AnsweredWhileLoadingAndDraining) {
+  ApiUnderTest api;
+  const auto model = std::exchange(api.served, nullptr);
+  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}) {
+    const Reply reply = api.post(path, "{}");
+    EXPECT_EQ(reply.status, 503);
+    EXPECT_EQ(reply.header("Retry-After"), "1");
+  }
+  EXPECT_EQ(api.get("/v1/models").status, 503);
+  api.served = model;
+  EXPECT_TRUE(api.engine->drain(std::chrono::seconds(1)));
+  const Reply reply = api.complete(R"("prompt":"a")");
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(error_of(reply).at("code"), "draining");
+  EXPECT_EQ(reply.header("Retry-After"), "1");
+}
+
+TEST(Errors, AFullQueueIs429) {
+  ApiSetup setup;
+  setup.scheduler.queue_requests_max = 2;
+  setup.runner.step_time = std::chrono::milliseconds(2);
+  ApiUnderTest api(setup);
+  const Reply reply = api.complete(R"("prompt":["a","b","c","d","e","f","g","h","i","j","k","l"],"max_tokens":100)");
+  EXPECT_EQ(reply.status, 429);
+  EXPECT_EQ(error_of(reply).at("type"), "rate_limit_error");
+  EXPECT_EQ(error_of(reply).at("code"), "queue_full");
+  EXPECT_GE(std::stoi(reply.header("Retry-After")), 1);
+  EXPECT_TRUE(api.becomes_idle());  // the prompts before it were cancelled
+}
+
+TEST(Errors, AModelThatGivesNoNumbers) {
+  ApiSetup setup;
+  setup.runner.nan_after_token = 'm';
+  ApiUnderTest api(setup);
+  const Reply whole = api.complete(R"("prompt":"a","max_tokens":40)");
+  EXPECT_EQ(whole.status, 500);
+  EXPECT_EQ(error_of(whole).at("type"), "internal_server_error");
+  const Reply stream = api.complete(R"("prompt":"a","max_tokens":40,"stream":true)");
+  EXPECT_EQ(stream.status, 200);
+  const std::vector<std::string> events = stream.events();
+  EXPECT_EQ(json::parse(events.back()).at("error").at("code"), "generation_failed");
+  std::string text;
+  for (size_t i = 0; i + 1 < events.size(); ++i) text += json::parse(events[i])["choices"][0]["text"];
+  EXPECT_EQ(text, "bcdefghijklm");
+  EXPECT_EQ(api.complete(R"("prompt":"n","max_tokens":3)").status, 200);  // others go on
+}
+
+TEST(Errors, AModelThatFailsForGood) {
+  ApiSetup setup;
+  setup.runner.before_run = [](int64_t call) {
+    if (call == 5) throw BackendError(BackendError::Kind::sticky, "device lost");
+  };
+  ApiUnderTest api(setup);
+  const Reply stream = api.complete(R"("prompt":"a","max_tokens":40,"stream":true)");
+  EXPECT_TRUE(json::parse(stream.events().back()).contains("error"));
+  EXPECT_EQ(api.complete(R"("prompt":"a")").status, 503);
+  EXPECT_THAT(engine_not_ready_reason(api.engine->stats(), 10), StartsWith("faulted"));
+}
+
+// A client that goes away frees what it held, whichever way it was answered.
+TEST(ClientGone, WhileWaitingForAWholeAnswer) {
+  ApiSetup setup;
+  setup.runner.step_time = std::chrono::milliseconds(5);
+  ApiUnderTest api(setup);
+  std::atomic<int> looks{0};
+  const Reply reply =
+      api.call("POST", "/v1/completions",
+               {.body = R"({"prompt":["a","b"],"n":2,"max_tokens":300})", .client_gone = [&] { return ++looks > 3; }});
+  EXPECT_EQ(reply.status, 499);
+  EXPECT_TRUE(api.becomes_idle(std::chrono::milliseconds(100)));
+}
+
+TEST(ClientGone, WhenAWriteFails) {
+  ApiSetup setup;
+  setup.runner.step_time = std::chrono::milliseconds(5);
+  ApiUnderTest api(setup);
+  RecordingStream stream;
+  stream.writes_left = 3;
+  const Reply reply =
+      api.call("POST", "/v1/completions", {.body = R"({"prompt":"a","max_tokens":400,"stream":true})"}, &stream);
+  EXPECT_THAT(reply.body, Not(HasSubstr("[DONE]")));
+  EXPECT_TRUE(api.becomes_idle(std::chrono::milliseconds(100)));
+}
+
+TEST(ClientGone, DuringTheSilenceBeforeTheFirstToken) {
+  ApiSetup setup;
+  setup.scheduler.running_sequences_max = 1;
+  setup.runner.step_time = std::chrono::milliseconds(5);
+  ApiUnderTest api(setup);
+  // One request runs; another waits behind it.
+  HttpRequest first{.body = R"({"prompt":"a","max_tokens":400,"stream":true})"};
+  HttpResponse running;
+  api.route("POST", "/v1/completions").handle(first, running);
+  const Reply gone =
+      api.call("POST", "/v1/completions",
+               {.body = R"({"prompt":"b","max_tokens":400,"stream":true})", .client_gone = [] { return true; }});
+  EXPECT_EQ(gone.body, "");
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+  while (api.engine->stats().requests_waiting > 0 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  EXPECT_EQ(api.engine->stats().requests_waiting, 0);
+  // A stream that is never written (the connection broke before its head) frees what it held.
+  running.stream = nullptr;
+  EXPECT_TRUE(api.becomes_idle(std::chrono::milliseconds(100)));
+}
+
+TEST(Streams, PingWhileThereIsNothingToSay) {
+  ApiSetup setup;
+  setup.ping_after = std::chrono::milliseconds(20);
+  setup.runner.before_run = [](int64_t call) {
+    if (call == 0) std::this_thread::sleep_for(std::chrono::milliseconds(150));
+  };
+  ApiUnderTest api(setup);
+  const Reply reply = api.complete(R"("prompt":"a","max_tokens":2,"stream":true)");
+  EXPECT_THAT(reply.body, StartsWith(": ping\n\n: ping\n\n"));
+  EXPECT_EQ(streamed_text(reply), "bc");
+}
+
+// Prefixes are shared within a key and a salt, never across.
+TEST(Tenants, DoNotShareCachedPrefixes) {
+  ApiUnderTest api;
+  const std::string prompt(100, 'q');
+  const auto cached = [&](const std::string& tenant, const std::string& salt) {
+    const std::string body = R"({"prompt":")" + prompt + R"(","max_tokens":1)" +
+                             (salt.empty() ? "" : R"(,"cache_salt":")" + salt + "\"") + "}";
+    return api.call("POST", "/v1/completions", {.body = body, .tenant = tenant})
+        .json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .get<int>();
+  };
+  EXPECT_EQ(cached("1", "23"), 0);
+  EXPECT_EQ(cached("1", "23"), 96);  // whole pages
+  EXPECT_EQ(cached("12", "3"), 0);   // the same characters, divided otherwise
+  EXPECT_EQ(cached("", "123"), 0);
+  EXPECT_EQ(cached("1", ""), 0);
+  EXPECT_EQ(cached("2", "23"), 0);
+  EXPECT_EQ(cached("2", "23"), 96);
+}
+
+TEST(Concurrency, AnswersDoNotMix) {
+  ApiUnderTest api;
+  std::vector<std::thread> clients;
+  std::atomic<int> wrong{0};
+  for (int c = 0; c < 8; ++c) {
+    clients.emplace_back([&, c] {
+      for (int i = 0; i < 20; ++i) {
+        const char first = static_cast<char>('a' + (c + i) % 20);
+        std::string expected;
+        for (int k = 1; k <= 5; ++k) expected += static_cast<char>(first + k);
+        const std::string fields =
+            "\"prompt\":\"" + std::string(1, first) + "\",\"max_tokens\":5" + (i % 2 == 0 ? ",\"stream\":true" : "");
+        const Reply reply = api.complete(fields);
+        const std::string text =
+            i % 2 == 0 ? streamed_text(reply) : reply.json()["choices"][0]["text"].get<std::string>();
+        if (text != expected) ++wrong;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_TRUE(api.becomes_idle());
+}
+
+}  // namespace
+}  // namespace headroom
