@@ -1,0 +1,286 @@
+#include "server/command_bench.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "engine/model/capacity.h"
+#include "engine/transformer_runner.h"
+#include "kernels/cpu/machine_probe.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace headroom {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct BenchOptions {
+  std::string model;                    // directory with weights
+  std::string shape;                    // config.json alone: random weights
+  std::string weight_type = "bf16";     // of random weights
+  std::string kv_type = "bf16";
+  int threads = 0;
+  std::vector<int32_t> batches = {1, 8, 32};
+  std::vector<int32_t> depths = {128};  // tokens in the cache before decoding
+  int32_t prompt_tokens = 512;
+  int32_t steps = 24;                   // decode steps of one repetition
+  int32_t repetitions = 5;
+  bool json = false;
+};
+
+DType parse_dtype(const std::string& name) {
+  for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    if (name == dtype_name(type)) return type;
+  }
+  throw std::runtime_error("unknown element type '" + name + "'; use fp32, bf16 or fp16");
+}
+
+// What one measurement came to. A step moves `bytes` at least and computes `flops`.
+struct Row {
+  std::string name;
+  int32_t batch = 1, depth = 0;
+  double tokens_per_step = 0, bytes = 0, flops = 0;
+  std::vector<double> step_seconds;
+
+  double median_seconds() const {
+    std::vector<double> sorted = step_seconds;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+  double tokens_per_second() const { return tokens_per_step / median_seconds(); }
+};
+
+// The sequences of a benchmark: `batch` of them, each with its own pages, all with the same `depth` tokens.
+class BenchSequences {
+ public:
+  BenchSequences(int32_t batch, int32_t context_tokens, int32_t page_tokens)
+      : batch_(batch), pages_each_(static_cast<int32_t>(pages_for_tokens(context_tokens, page_tokens))) {}
+
+  int32_t pages_each() const { return pages_each_; }
+
+  // Rows [first_position, first_position + tokens) of sequences [0, sequences).
+  const BatchView& view(int32_t sequences, int32_t first_position, int32_t tokens, std::mt19937& random, int32_t vocab) {
+    tokens_.clear();
+    positions_.clear();
+    page_tables_.clear();
+    first_rows_.assign(1, 0);
+    page_begin_.assign(1, 0);
+    for (int32_t s = 0; s < sequences; ++s) {
+      for (int32_t t = 0; t < tokens; ++t) {
+        tokens_.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(vocab)));
+        positions_.push_back(first_position + t);
+      }
+      for (int32_t p = 0; p < pages_each_; ++p) page_tables_.push_back(s * pages_each_ + p);
+      first_rows_.push_back(static_cast<int32_t>(tokens_.size()));
+      page_begin_.push_back(static_cast<int32_t>(page_tables_.size()));
+    }
+    view_ = {.rows = static_cast<int32_t>(tokens_.size()), .tokens = tokens_, .positions = positions_,
+             .sequence_first_row = first_rows_, .page_tables = page_tables_, .page_table_begin = page_begin_};
+    return view_;
+  }
+
+  std::vector<int32_t> last_rows() const {
+    std::vector<int32_t> rows;
+    for (size_t s = 1; s < first_rows_.size(); ++s) rows.push_back(first_rows_[s] - 1);
+    return rows;
+  }
+
+ private:
+  int32_t batch_, pages_each_;
+  std::vector<int32_t> tokens_, positions_, first_rows_, page_tables_, page_begin_;
+  BatchView view_;
+};
+
+class Bench {
+ public:
+  explicit Bench(BenchOptions options)
+      : options_(std::move(options)),
+        config_(ModelConfig::load(options_.model.empty() ? options_.shape : options_.model)),
+        random_(1) {
+    const int32_t deepest = *std::max_element(options_.depths.begin(), options_.depths.end());
+    const int32_t widest = *std::max_element(options_.batches.begin(), options_.batches.end());
+    context_tokens_ = std::max(options_.prompt_tokens, deepest + options_.steps + 1);
+    if (context_tokens_ > config_.context_tokens) {
+      throw std::runtime_error("the benchmark needs a context of " + std::to_string(context_tokens_) + " tokens; the model has " +
+                               std::to_string(config_.context_tokens) + ": lower --depth or --prompt");
+    }
+    shape_ = kv_shape(config_, parse_dtype(options_.kv_type), kPageTokens);
+    auto backend = make_cpu_backend({.threads = options_.threads});
+    auto weights = options_.model.empty() ? random_weights(config_, parse_dtype(options_.weight_type), 1, *backend)
+                                          : load_weights(options_.model, config_, *backend);
+    const int32_t rows = std::max(kChunkTokens, widest);
+    auto transformer = std::make_unique<Transformer>(
+        config_, std::move(weights), *backend,
+        TransformerOptions{.step_tokens_max = rows, .logits_rows_max = widest, .served_context_tokens = context_tokens_});
+    auto cache = std::make_unique<KvCache>(shape_, widest * pages_for_tokens(context_tokens_, kPageTokens), *backend);
+    runner_ = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), widest);
+  }
+
+  Row prefill() {
+    const int32_t n = options_.prompt_tokens;
+    Row row{.name = "prefill", .batch = 1, .depth = 0, .tokens_per_step = static_cast<double>(n)};
+    row.bytes = weight_bytes();
+    row.flops = 2.0 * linear_parameters() * n + 2.0 * head_parameters() + attention_flops(static_cast<double>(n) * (n + 1) / 2);
+    for (int32_t i = 0; i <= options_.repetitions; ++i) {
+      BenchSequences sequences(1, context_tokens_, kPageTokens);
+      const auto start = Clock::now();
+      run_prompt(sequences, n);
+      if (i > 0) row.step_seconds.push_back(seconds_since(start));  // the first one warms up
+    }
+    return row;
+  }
+
+  Row decode(int32_t batch, int32_t depth) {
+    BenchSequences sequences(batch, context_tokens_, kPageTokens);
+    run_prompt(sequences, depth);
+    for (int32_t s = 1; s < batch; ++s) {
+      for (int32_t p = 0; p < sequences.pages_each(); ++p) runner_->copy_page(PageId{p}, PageId{s * sequences.pages_each() + p});
+    }
+    const double context = depth + options_.steps / 2.0;
+    Row row{.name = "decode", .batch = batch, .depth = depth, .tokens_per_step = static_cast<double>(batch)};
+    row.bytes = weight_bytes() + batch * context * static_cast<double>(shape_.token_bytes());
+    row.flops = 2.0 * (linear_parameters() + head_parameters()) * batch + attention_flops(context * batch);
+    for (int32_t i = 0; i <= options_.repetitions; ++i) {
+      const auto start = Clock::now();
+      for (int32_t t = 0; t < options_.steps; ++t) {
+        runner_->run(sequences.view(batch, depth + t, 1, random_, config_.vocab_size));
+        runner_->logits(sequences.last_rows());
+      }
+      if (i > 0) row.step_seconds.push_back(seconds_since(start) / options_.steps);
+    }
+    return row;
+  }
+
+  const ModelConfig& config() const { return config_; }
+  const KvShape& shape() const { return shape_; }
+  const TransformerRunner& runner() const { return *runner_; }
+
+ private:
+  static constexpr int32_t kPageTokens = 32;
+  static constexpr int32_t kChunkTokens = 512;
+
+  void run_prompt(BenchSequences& sequences, int32_t tokens) {
+    for (int32_t begin = 0; begin < tokens; begin += kChunkTokens) {
+      runner_->run(sequences.view(1, begin, std::min(kChunkTokens, tokens - begin), random_, config_.vocab_size));
+    }
+    runner_->logits(sequences.last_rows());
+  }
+
+  double head_parameters() const { return static_cast<double>(config_.vocab_size) * config_.model_dim; }
+  // All that is multiplied with every token: everything but the embedding and the output.
+  double linear_parameters() const {
+    return static_cast<double>(config_.parameters()) - head_parameters() * (config_.tied_embeddings ? 1 : 2);
+  }
+  double attention_flops(double keys) const { return 4.0 * config_.layers * config_.query_heads * config_.head_dim * keys; }
+  // Read once by a step; an untied embedding is only looked up.
+  double weight_bytes() const {
+    const auto all = static_cast<double>(runner_->transformer().weight_bytes());
+    if (config_.tied_embeddings) return all;
+    return all * (linear_parameters() + head_parameters()) / (linear_parameters() + 2 * head_parameters());
+  }
+
+  BenchOptions options_;
+  ModelConfig config_;
+  std::mt19937 random_;
+  int32_t context_tokens_ = 0;
+  KvShape shape_;
+  std::unique_ptr<TransformerRunner> runner_;
+};
+
+void print_table(const Bench& bench, const std::vector<Row>& rows, double bandwidth, double peak) {
+  std::printf("%s, %lld parameters, %.1f MB of weights, KV %s %lld bytes per token; %s\n", bench.config().architecture.c_str(),
+              static_cast<long long>(bench.config().parameters()), static_cast<double>(bench.runner().transformer().weight_bytes()) / 1e6,
+              std::string(dtype_name(bench.shape().dtype)).c_str(), static_cast<long long>(bench.shape().token_bytes()),
+              bench.runner().backend().description().c_str());
+  std::printf("measured in this run: read bandwidth %.1f GB/s, fp32 FMA peak %.1f GFLOP/s\n\n", bandwidth / 1e9, peak / 1e9);
+  std::printf("%-8s %6s %6s %12s %22s %8s %11s %9s %9s\n", "test", "batch", "depth", "tokens/s", "ms per step (min-max)", "GB/s",
+              "% bandwidth", "GFLOP/s", "% peak");
+  for (const Row& row : rows) {
+    const double seconds = row.median_seconds();
+    const auto [low, high] = std::minmax_element(row.step_seconds.begin(), row.step_seconds.end());
+    char range[48];
+    std::snprintf(range, sizeof(range), "%.2f (%.2f-%.2f)", seconds * 1e3, *low * 1e3, *high * 1e3);
+    std::printf("%-8s %6d %6d %12.1f %22s %8.1f %10.0f%% %9.1f %8.0f%%\n", row.name.c_str(), row.batch, row.depth,
+                row.tokens_per_second(), range, row.bytes / seconds / 1e9, 100 * row.bytes / seconds / bandwidth,
+                row.flops / seconds / 1e9, 100 * row.flops / seconds / peak);
+  }
+}
+
+void print_json(const Bench& bench, const std::vector<Row>& rows, double bandwidth, double peak) {
+  nlohmann::ordered_json out = {{"architecture", bench.config().architecture},
+                                {"parameters", bench.config().parameters()},
+                                {"weight_bytes", bench.runner().transformer().weight_bytes()},
+                                {"kv_dtype", dtype_name(bench.shape().dtype)},
+                                {"kv_token_bytes", bench.shape().token_bytes()},
+                                {"backend", bench.runner().backend().description()},
+                                {"read_bytes_per_second", bandwidth},
+                                {"fma_flops_per_second", peak},
+                                {"results", nlohmann::ordered_json::array()}};
+  for (const Row& row : rows) {
+    out["results"].push_back({{"test", row.name},
+                              {"batch", row.batch},
+                              {"depth_tokens", row.depth},
+                              {"tokens_per_second", row.tokens_per_second()},
+                              {"step_seconds", row.step_seconds},
+                              {"step_bytes", row.bytes},
+                              {"step_flops", row.flops},
+                              {"bandwidth_share", row.bytes / row.median_seconds() / bandwidth},
+                              {"peak_share", row.flops / row.median_seconds() / peak}});
+  }
+  std::printf("%s\n", out.dump(2).c_str());
+}
+
+}  // namespace
+
+int run_bench(const std::vector<std::string>& arguments) {
+  BenchOptions options;
+  CLI::App app("Measures prefill and decode against this machine's read bandwidth and FMA peak", "headroom bench");
+  auto* model = app.add_option("--model", options.model, "model directory; its own weights are used");
+  app.add_option("--shape", options.shape, "config.json of a shape; random weights are used")->excludes(model);
+  app.add_option("--weights", options.weight_type, "element type of random weights")->capture_default_str();
+  app.add_option("--kv", options.kv_type, "element type of the KV cache")->capture_default_str();
+  app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
+  app.add_option("--batch", options.batches, "sequences decoded at once")->delimiter(',')->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--depth", options.depths, "tokens in the cache before decoding")->delimiter(',')->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--prompt", options.prompt_tokens, "tokens of the prefill; 0: none")->check(CLI::Range(0, 1 << 20))->capture_default_str();
+  app.add_option("--steps", options.steps, "decode steps of one repetition")->check(CLI::Range(1, 1 << 16))->capture_default_str();
+  app.add_option("--repetitions", options.repetitions, "after one that warms up")->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_flag("--json", options.json, "print JSON");
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
+  if (options.model.empty() && options.shape.empty()) options.shape = "configs/models/smollm2-135m.json";
+
+  const auto note = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+  note("loading " + (options.model.empty() ? options.shape + " with random weights" : options.model));
+  Bench bench(options);
+  std::vector<Row> rows;
+  if (options.prompt_tokens > 0) {
+    note("prefill of " + std::to_string(options.prompt_tokens) + " tokens");
+    rows.push_back(bench.prefill());
+  }
+  for (int32_t depth : options.depths) {
+    for (int32_t batch : options.batches) {
+      note("decode of " + std::to_string(batch) + " sequences at depth " + std::to_string(depth));
+      rows.push_back(bench.decode(batch, depth));
+    }
+  }
+  note("measuring the machine");
+  const int threads = options.threads > 0 ? options.threads : usable_physical_cores();
+  const double bandwidth = measured_read_bytes_per_second(threads);
+  const double peak = measured_fma_flops_per_second(threads);
+  (options.json ? print_json : print_table)(bench, rows, bandwidth, peak);
+  return 0;
+}
+
+}  // namespace headroom
