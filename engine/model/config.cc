@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "engine/model/config_fields.h"
-#include "engine/model/json_reader.h"
+#include "engine/model/json_scanner.h"
 #include "kernels/op_checks.h"
 
 namespace headroom {
@@ -121,6 +121,10 @@ void read_shape(const ConfigFields& fields, const Family& family, ModelConfig& c
   if (config.query_heads % config.kv_heads != 0) {
     fields.fail("num_attention_heads " + std::to_string(config.query_heads) +
                 " is not a multiple of num_key_value_heads " + std::to_string(config.kv_heads));
+  }
+  if (config.group() > kQueryGroupMax) {
+    fields.fail(std::to_string(config.group()) + " query heads share a KV head; at most " +
+                std::to_string(kQueryGroupMax) + " can");
   }
   const auto head_dim = fields.integer("head_dim", 1, kHeadDimMax);
   if (head_dim) {
@@ -293,6 +297,7 @@ RopeConfig read_rope(const ConfigFields& fields, const Family& family, const Mod
   // Phi-3 writes it beside the rope, where it takes precedence; else it is inside, else the context was not stretched.
   const auto outer = fields.integer("original_max_position_embeddings", 1, kContextTokensMax);
   const auto inner = scaling.integer("original_max_position_embeddings", 1, kContextTokensMax);
+  if (rope.type == RopeType::kLongRope && !outer && !inner) fields.fail("original_max_position_embeddings is missing");
   rope.original_context_tokens = static_cast<int32_t>(outer.value_or(inner.value_or(config.context_tokens)));
   switch (rope.type) {
     case RopeType::kDefault:

@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "engine/model/json_reader.h"
+#include "engine/model/json_scanner.h"
 #include "kernels/check.h"
 
 namespace headroom {
@@ -38,7 +38,7 @@ const StoredType* find_stored_type(std::string_view name) {
 }
 
 // The members of one tensor's object, each exactly once.
-TensorInfo read_tensor_info(JsonReader& json, const std::string& name) {
+TensorInfo read_tensor_info(JsonScanner& json, const std::string& name) {
   TensorInfo tensor;
   tensor.name = name;
   bool has_type = false, has_shape = false, has_offsets = false;
@@ -81,7 +81,7 @@ TensorInfo read_tensor_info(JsonReader& json, const std::string& name) {
   return tensor;
 }
 
-void read_metadata(JsonReader& json) {
+void read_metadata(JsonScanner& json) {
   std::set<std::string> keys;
   json.read_object(kTensorNameBytesMax, [&](const std::string& key) {
     if (keys.size() == kTensorsMax) json.fail("over " + std::to_string(kTensorsMax) + " entries in __metadata__");
@@ -189,7 +189,7 @@ ShardIndex read_shard_index(const std::filesystem::path& path) {
   ShardIndex index;
   std::map<std::string, size_t> shard_ids;
   bool has_map = false;
-  JsonReader json(text, path.string());
+  JsonScanner json(text, path.string());
   json.read_object(kTensorNameBytesMax, [&](const std::string& member) {
     if (member != "weight_map") return json.skip_value();
     if (std::exchange(has_map, true)) json.fail("weight_map twice");
@@ -228,7 +228,7 @@ std::vector<TensorInfo> parse_safetensors_header(std::string_view header, uint64
                                                  const std::string& source) {
   std::vector<TensorInfo> tensors;
   bool has_metadata = false;
-  JsonReader json(header, source);
+  JsonScanner json(header, source);
   json.read_object(kTensorNameBytesMax, [&](const std::string& key) {
     if (key == "__metadata__") {
       if (std::exchange(has_metadata, true)) json.fail("__metadata__ twice");

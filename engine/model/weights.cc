@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "engine/model/json_reader.h"
+#include "engine/model/json_scanner.h"
 #include "engine/model/safetensors.h"
 #include "kernels/check.h"
 

@@ -1,4 +1,4 @@
-// A strict JSON reader for the headers of model files. It walks a buffer without building a tree, so that its memory
+// A strict JSON scanner for the headers of model files. It walks a buffer without building a tree, so that its memory
 // does not grow with the input: a hostile 100 MB header costs the buffer and what the caller keeps. RFC 8259, valid
 // UTF-8, depth-bounded. Used by one thread; the buffer must outlive the reader.
 #pragma once
@@ -10,12 +10,12 @@
 
 namespace headroom {
 
-class JsonReader {
+class JsonScanner {
  public:
   static constexpr int kDepthMax = 64;
 
   // `source` begins every error: std::runtime_error("model.safetensors: … at byte 17").
-  JsonReader(std::string_view text, std::string source);
+  JsonScanner(std::string_view text, std::string source);
 
   // Calls on_member(key) for every member; it must consume the value with one of the calls below. Keys over
   // `key_bytes_max` are refused.

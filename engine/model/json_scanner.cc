@@ -1,55 +1,55 @@
-#include "engine/model/json_reader.h"
+#include "engine/model/json_scanner.h"
 
 #include <stdexcept>
 #include <utility>
 
 namespace headroom {
 
-JsonReader::JsonReader(std::string_view text, std::string source) : text_(text), source_(std::move(source)) {
+JsonScanner::JsonScanner(std::string_view text, std::string source) : text_(text), source_(std::move(source)) {
   at_ = valid_utf8_prefix(text);
   if (at_ != text.size()) fail("not UTF-8");
   at_ = 0;
 }
 
-void JsonReader::fail(const std::string& what) const {
+void JsonScanner::fail(const std::string& what) const {
   throw std::runtime_error(source_ + ": " + what + " at byte " + std::to_string(at_));
 }
 
-void JsonReader::skip_space() {
+void JsonScanner::skip_space() {
   while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
     ++at_;
 }
 
-bool JsonReader::accept(char c) {
+bool JsonScanner::accept(char c) {
   skip_space();
   if (at_ == text_.size() || text_[at_] != c) return false;
   ++at_;
   return true;
 }
 
-void JsonReader::expect(char c) {
+void JsonScanner::expect(char c) {
   if (!accept(c)) fail(std::string("not JSON: expected '") + c + "'");
 }
 
-void JsonReader::enter(char bracket) {
+void JsonScanner::enter(char bracket) {
   expect(bracket);
   if (++depth_ > kDepthMax) fail("JSON nested deeper than " + std::to_string(kDepthMax));
 }
 
-void JsonReader::expect_end() {
+void JsonScanner::expect_end() {
   skip_space();
   if (at_ != text_.size()) fail("not JSON: text after the end");
 }
 
-std::string JsonReader::read_string(size_t bytes_max) {
+std::string JsonScanner::read_string(size_t bytes_max) {
   std::string out;
   scan_string(&out, bytes_max);
   return out;
 }
 
-void JsonReader::skip_string() { scan_string(nullptr, 0); }
+void JsonScanner::skip_string() { scan_string(nullptr, 0); }
 
-void JsonReader::scan_string(std::string* out, size_t bytes_max) {
+void JsonScanner::scan_string(std::string* out, size_t bytes_max) {
   expect('"');
   for (;;) {
     if (at_ == text_.size()) fail("not JSON: a string without its end");
@@ -66,7 +66,7 @@ void JsonReader::scan_string(std::string* out, size_t bytes_max) {
   }
 }
 
-uint32_t JsonReader::read_hex4() {
+uint32_t JsonScanner::read_hex4() {
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i) {
     const char c = at_ < text_.size() ? text_[at_] : '\0';
@@ -84,7 +84,7 @@ uint32_t JsonReader::read_hex4() {
   return value;
 }
 
-void JsonReader::append_escape(std::string* out) {
+void JsonScanner::append_escape(std::string* out) {
   const char c = at_ < text_.size() ? text_[at_++] : '\0';
   uint32_t code = 0;
   switch (c) {
@@ -142,7 +142,7 @@ void JsonReader::append_escape(std::string* out) {
   out->push_back(static_cast<char>(0x80 | (code & 0x3F)));
 }
 
-uint64_t JsonReader::read_unsigned() {
+uint64_t JsonScanner::read_unsigned() {
   skip_space();
   const size_t begin = at_;
   uint64_t value = 0;
@@ -161,13 +161,13 @@ uint64_t JsonReader::read_unsigned() {
   return value;
 }
 
-void JsonReader::skip_digits() {
+void JsonScanner::skip_digits() {
   const size_t begin = at_;
   while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
   if (at_ == begin) fail("not JSON: expected a value");
 }
 
-void JsonReader::skip_number() {
+void JsonScanner::skip_number() {
   const auto next_is = [this](char c) { return at_ < text_.size() && text_[at_] == c; };
   if (next_is('-')) ++at_;
   if (next_is('0')) {
@@ -186,14 +186,14 @@ void JsonReader::skip_number() {
   }
 }
 
-bool JsonReader::skip_literal(std::string_view literal) {
+bool JsonScanner::skip_literal(std::string_view literal) {
   if (text_.substr(at_, literal.size()) != literal) return false;
   at_ += literal.size();
   return true;
 }
 
 // Unlike read_object it keeps no key, so keys of any length cost nothing.
-void JsonReader::skip_object() {
+void JsonScanner::skip_object() {
   enter('{');
   if (!accept('}')) {
     do {
@@ -206,7 +206,7 @@ void JsonReader::skip_object() {
   --depth_;
 }
 
-void JsonReader::skip_value() {
+void JsonScanner::skip_value() {
   skip_space();
   const char c = at_ < text_.size() ? text_[at_] : '\0';
   if (c == '{') {
