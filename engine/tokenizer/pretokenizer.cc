@@ -134,23 +134,22 @@ PreTokenizer PreTokenizer::from_json(const nlohmann::json& root) {
   return pre_tokenizer;
 }
 
-// Covers the piece with ranges, each a match or what lies between two.
-void PreTokenizer::find_cuts(const Cut& cut, std::string_view text, const TextRange& piece,
-                             PreTokenizerScratch* scratch) {
+// Covers the piece with ranges, each a match or what lies between two: visit(range, matched).
+template <typename Visit>
+void PreTokenizer::for_each_cut(const Cut& cut, std::string_view text, const TextRange& piece, RegexScratch* regex,
+                                Visit visit) {
   const std::string_view inside = text.substr(piece.begin, piece.end - piece.begin);
-  scratch->cuts.clear();
   size_t done = 0;
   const auto add = [&](const TextRange& match) {
-    const size_t base = piece.begin;
-    if (done != match.begin) scratch->cuts.push_back({{base + done, base + match.begin}, cut.invert});
-    scratch->cuts.push_back({{base + match.begin, base + match.end}, !cut.invert});
+    if (done != match.begin) visit(TextRange{piece.begin + done, piece.begin + match.begin}, cut.invert);
+    visit(TextRange{piece.begin + match.begin, piece.begin + match.end}, !cut.invert);
     done = match.end;
   };
-  if (const Regex* regex = std::get_if<Regex>(&cut.pattern)) {
-    for_each_match(*regex, inside, &scratch->regex, add);
-  } else if (const std::string* pattern = std::get_if<std::string>(&cut.pattern)) {
-    for (size_t at = inside.find(*pattern); at != std::string_view::npos; at = inside.find(*pattern, done)) {
-      add({at, at + pattern->size()});
+  if (const Regex* pattern = std::get_if<Regex>(&cut.pattern)) {
+    for_each_match(*pattern, inside, regex, add);
+  } else if (const std::string* separator = std::get_if<std::string>(&cut.pattern)) {
+    for (size_t at = inside.find(*separator); at != std::string_view::npos; at = inside.find(*separator, done)) {
+      add({at, at + separator->size()});
     }
   } else {
     const Predicate predicate = std::get<Predicate>(cut.pattern);
@@ -159,55 +158,54 @@ void PreTokenizer::find_cuts(const Cut& cut, std::string_view text, const TextRa
       if (predicate(next_character(inside, &position))) add({begin, position});
     }
   }
-  if (done != inside.size()) scratch->cuts.push_back({{piece.begin + done, piece.end}, cut.invert});
+  if (done != inside.size()) visit(TextRange{piece.begin + done, piece.end}, cut.invert);
 }
 
-// Turns scratch->cuts into pieces. Empty ranges take part in the merging, as in the reference, and vanish afterwards.
-void PreTokenizer::apply_behavior(Behavior behavior, PreTokenizerScratch* scratch) {
+// Turns the cuts of one piece into pieces where neighbours are joined. Empty matches take part, as in the reference.
+void PreTokenizer::merge_cuts(Behavior behavior, PreTokenizerScratch* scratch) {
   std::vector<TextRange>& pieces = scratch->next_pieces;
   const size_t first = pieces.size();
   bool previous = false;
-  const auto extends = [&](bool matched) {
+  const auto joins = [&](bool matched) {
     if (pieces.size() == first) return false;
     return behavior == Behavior::kContiguous ? matched == previous : matched && !previous;
   };
-  switch (behavior) {
-    case Behavior::kRemoved:
-    case Behavior::kIsolated:
-      for (const auto& [range, matched] : scratch->cuts) {
-        if (behavior == Behavior::kIsolated || !matched) pieces.push_back(range);
+  if (behavior == Behavior::kMergedWithNext) {
+    for (auto it = scratch->cuts.rbegin(); it != scratch->cuts.rend(); ++it) {
+      if (joins(it->second)) {
+        pieces.back().begin = it->first.begin;
+      } else {
+        pieces.push_back(it->first);
       }
-      break;
-    case Behavior::kContiguous:
-    case Behavior::kMergedWithPrevious:
-      for (const auto& [range, matched] : scratch->cuts) {
-        if (extends(matched)) {
-          pieces.back().end = range.end;
-        } else {
-          pieces.push_back(range);
-        }
-        previous = matched;
-      }
-      break;
-    case Behavior::kMergedWithNext:
-      for (auto it = scratch->cuts.rbegin(); it != scratch->cuts.rend(); ++it) {
-        if (extends(it->second)) {
-          pieces.back().begin = it->first.begin;
-        } else {
-          pieces.push_back(it->first);
-        }
-        previous = it->second;
-      }
-      std::reverse(pieces.begin() + static_cast<ptrdiff_t>(first), pieces.end());
-      break;
+      previous = it->second;
+    }
+    std::reverse(pieces.begin() + static_cast<ptrdiff_t>(first), pieces.end());
+    return;
+  }
+  for (const auto& [range, matched] : scratch->cuts) {
+    if (joins(matched)) {
+      pieces.back().end = range.end;
+    } else {
+      pieces.push_back(range);
+    }
+    previous = matched;
   }
 }
 
 void PreTokenizer::run_cut(const Cut& cut, std::string_view text, PreTokenizerScratch* scratch) {
   scratch->next_pieces.clear();
+  const bool keeps_matches = cut.behavior == Behavior::kIsolated;
   for (const TextRange& piece : scratch->pieces) {
-    find_cuts(cut, text, piece, scratch);
-    apply_behavior(cut.behavior, scratch);
+    if (keeps_matches || cut.behavior == Behavior::kRemoved) {
+      for_each_cut(cut, text, piece, &scratch->regex, [&](const TextRange& range, bool matched) {
+        if (keeps_matches || !matched) scratch->next_pieces.push_back(range);
+      });
+      continue;
+    }
+    scratch->cuts.clear();
+    for_each_cut(cut, text, piece, &scratch->regex,
+                 [&](const TextRange& range, bool matched) { scratch->cuts.emplace_back(range, matched); });
+    merge_cuts(cut.behavior, scratch);
   }
   std::erase_if(scratch->next_pieces, [](const TextRange& piece) { return piece.begin == piece.end; });
   scratch->pieces.swap(scratch->next_pieces);

@@ -35,7 +35,7 @@ struct PreTokenizerScratch {
   std::string next_text;
   std::vector<TextRange> pieces;  // ranges of `text`, in order
   std::vector<TextRange> next_pieces;
-  std::vector<std::pair<TextRange, bool>> cuts;  // ranges that cover a piece; true: matched
+  std::vector<std::pair<TextRange, bool>> cuts;  // of one piece; true: matched
   RegexScratch regex;
 };
 
@@ -77,8 +77,10 @@ class PreTokenizer {
   void add_byte_level(const nlohmann::json& step, const std::string& where);
   void add_step(const nlohmann::json& step);
 
-  static void find_cuts(const Cut& cut, std::string_view text, const TextRange& piece, PreTokenizerScratch* scratch);
-  static void apply_behavior(Behavior behavior, PreTokenizerScratch* scratch);
+  template <typename Visit>
+  static void for_each_cut(const Cut& cut, std::string_view text, const TextRange& piece, RegexScratch* regex,
+                           Visit visit);
+  static void merge_cuts(Behavior behavior, PreTokenizerScratch* scratch);
   static void run_cut(const Cut& cut, std::string_view text, PreTokenizerScratch* scratch);
   template <typename Append>
   static void rewrite(std::string_view text, PreTokenizerScratch* scratch, Append append);

@@ -15,6 +15,8 @@ namespace {
 constexpr std::string_view kSpace = "\\p{White_Space}";
 constexpr std::string_view kNotSpace = "\\P{White_Space}";
 constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Outside of a class Oniguruma answers for Latin-1 from a table of its own, which holds six superscripts and fractions.
+constexpr std::string_view kWordAlone = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 
 bool is_ascii_alphanumeric(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
@@ -66,10 +68,10 @@ class Translator {
       case 'S':
         return replace(2, kNotSpace);
       case 'w':
-        return replace(2, in_class ? std::string(kWord) : "[" + std::string(kWord) + "]");
+        return replace(2, in_class ? std::string(kWord) : "[" + std::string(kWordAlone) + "]");
       case 'W':
         if (in_class) refuse("\\W in a character class");
-        return replace(2, "[^" + std::string(kWord) + "]");
+        return replace(2, "[^" + std::string(kWordAlone) + "]");
       case 'v':
         return replace(2, "\\x{0B}");
       case 'p':

@@ -28,11 +28,48 @@ void order_marks(std::vector<utf8proc_int32_t>* characters) {
   }
 }
 
-// Text below U+0300 is in NFC already, text below U+00C0 in NFD; below U+00A0 also in the compatibility forms.
-bool is_trivially_normal(std::string_view text, bool compose, bool compatibility) {
-  const unsigned char lead_max = compatibility ? 0x7F : compose ? 0xCB : 0xC2;  // U+02FF, U+00BF
-  return std::all_of(text.begin(), text.end(), [&](char c) { return static_cast<unsigned char>(c) <= lead_max; });
-}
+// Characters below U+0300 never change in NFC, those below U+00C0 not in NFD, those below U+0080 in no form; and none
+// of them composes with what stands before it. So the text falls apart before each of them. The last lead byte of
+// those:
+unsigned char plain_lead_max(bool compose, bool compatibility) { return compatibility ? 0x7F : compose ? 0xCB : 0xC2; }
+
+class Normalization {
+ public:
+  Normalization(bool compose, bool compatibility)
+      : compose_(compose),
+        options_(static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE |
+                                                (compatibility ? UTF8PROC_COMPAT : 0))) {}
+
+  void append(std::string_view text, std::string* out) {
+    characters_.clear();
+    for (size_t position = 0; position < text.size();) decompose(next_character(text, &position));
+    order_marks(&characters_);
+    size_t length = characters_.size();
+    if (compose_) {
+      const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+      const utf8proc_ssize_t composed =
+          utf8proc_normalize_utf32(characters_.data(), static_cast<utf8proc_ssize_t>(length), options);
+      CHECK_GE(composed, 0);
+      length = static_cast<size_t>(composed);
+    }
+    for (size_t i = 0; i < length; ++i) append_utf8(static_cast<char32_t>(characters_[i]), out);
+  }
+
+ private:
+  void decompose(char32_t character) {
+    constexpr size_t kDecompositionMax = 32;  // the longest one in Unicode has 18 characters
+    std::array<utf8proc_int32_t, kDecompositionMax> parts{};
+    int boundary_class = UTF8PROC_BOUNDCLASS_START;
+    const utf8proc_ssize_t count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(character), parts.data(),
+                                                           parts.size(), options_, &boundary_class);
+    CHECK(count >= 0 && count <= static_cast<utf8proc_ssize_t>(parts.size()));
+    characters_.insert(characters_.end(), parts.begin(), parts.begin() + count);
+  }
+
+  bool compose_;
+  utf8proc_option_t options_;
+  std::vector<utf8proc_int32_t> characters_;
+};
 
 }  // namespace
 
@@ -79,33 +116,27 @@ void append_lowercase(char32_t character, std::string* out) {
 }
 
 std::string to_normal_form(std::string_view text, bool compose, bool compatibility) {
-  if (is_trivially_normal(text, compose, compatibility)) return std::string(text);
-  const auto options =
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatibility ? UTF8PROC_COMPAT : 0));
-  constexpr size_t kDecompositionMax = 32;  // the longest one in Unicode has 18 characters
-  std::array<utf8proc_int32_t, kDecompositionMax> decomposition{};
-  std::vector<utf8proc_int32_t> characters;
-  characters.reserve(text.size());
-  for (size_t position = 0; position < text.size();) {
-    int boundary_class = UTF8PROC_BOUNDCLASS_START;
-    const auto character = static_cast<utf8proc_int32_t>(next_character(text, &position));
-    const utf8proc_ssize_t count =
-        utf8proc_decompose_char(character, decomposition.data(), decomposition.size(), options, &boundary_class);
-    CHECK(count >= 0 && count <= static_cast<utf8proc_ssize_t>(decomposition.size()));
-    characters.insert(characters.end(), decomposition.begin(), decomposition.begin() + count);
-  }
-  order_marks(&characters);
-  size_t length = characters.size();
-  if (compose) {
-    const auto compose_options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    const utf8proc_ssize_t composed =
-        utf8proc_normalize_utf32(characters.data(), static_cast<utf8proc_ssize_t>(length), compose_options);
-    CHECK(composed >= 0);
-    length = static_cast<size_t>(composed);
-  }
+  const unsigned char lead_max = plain_lead_max(compose, compatibility);
+  const auto is_plain = [&](size_t at) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    return byte <= lead_max && (byte & 0xC0) != 0x80;
+  };
+  const auto changes = [&](char c) { return static_cast<unsigned char>(c) > lead_max; };
+  Normalization normalization(compose, compatibility);
   std::string out;
   out.reserve(text.size());
-  for (size_t i = 0; i < length; ++i) append_utf8(static_cast<char32_t>(characters[i]), &out);
+  size_t done = 0;
+  while (done < text.size()) {
+    auto begin = static_cast<size_t>(std::find_if(text.begin() + static_cast<ptrdiff_t>(done), text.end(), changes) -
+                                     text.begin());
+    size_t end = begin;
+    while (end < text.size() && !is_plain(end)) ++end;
+    // The character before may take up a mark.
+    if (begin < text.size() && begin > done) begin = std::max(done, previous_boundary(text, begin));
+    out.append(text.substr(done, begin - done));
+    normalization.append(text.substr(begin, end - begin), &out);
+    done = end;
+  }
   return out;
 }
 
