@@ -1,0 +1,185 @@
+"""Many clients at once: streams, disconnects, drain. Answers must not change, pages must come back."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+from api_tests import GREEDY, PROMPT, client_of, model_of
+from harness import Server, in_threads, open_socket, raw_request
+
+PROMPTS = [f"The password for {name} is {word}. What is the password for {name}?"
+           for name, word in (("Anna", "walnut"), ("Boris", "river"), ("Clara", "stone"), ("David", "lamp"), ("Elena", "cloud"),
+                              ("Felix", "bread"), ("Greta", "glass"), ("Hugo", "paper"))]
+LONG = {"temperature": 0, "max_tokens": 64, "ignore_eos": True}
+
+
+def assert_all_pages_back(server):
+    server.wait_for_metric(0, "headroom_kv_pages", state="live")
+    assert server.metric("vllm:num_requests_running") == 0 and server.metric("vllm:num_requests_waiting") == 0
+    total = sum(value for series, value in server.metrics().items() if series.startswith("headroom_kv_bytes{"))
+    assert total == server.metric("headroom_kv_pool_bytes")
+
+
+def tests(server):
+    def sixty_four_streams_at_once():
+        alone = [server.complete(prompt, **LONG)["choices"][0]["text"] for prompt in PROMPTS]
+        model = model_of(server)
+        client = client_of(server)
+
+        def run(index):
+            stream = client.completions.create(model=model, prompt=PROMPTS[index % 8], stream=True, temperature=0, max_tokens=64,
+                                               extra_body={"ignore_eos": True})
+            return "".join(chunk.choices[0].text for chunk in stream)
+
+        began = time.monotonic()
+        texts = in_threads(64, run)
+        assert all(text == alone[index % 8] for index, text in enumerate(texts)), "an answer differs from the one given alone"
+        assert_all_pages_back(server)
+        return f"{64 * 64 / (time.monotonic() - began):.0f} tokens/s"
+
+    def a_thousand_disconnects():
+        seed = random.SystemRandom().randrange(2**32)
+        short = {**LONG, "max_tokens": 12}
+        alone = server.complete(PROMPT, **short)["choices"][0]["text"]
+        ended = threading.Event()
+        others = []
+
+        def steady():
+            while not ended.is_set():
+                others.append(server.complete(PROMPT, **short)["choices"][0]["text"])
+
+        steady_threads = [threading.Thread(target=steady) for _ in range(2)]
+        for thread in steady_threads:
+            thread.start()
+
+        def leave(index):
+            rng = random.Random(seed * 64 + index)
+            for _ in range(50):
+                path, prompt = rng.choice((("/v1/completions", {"prompt": rng.choice(PROMPTS)}),
+                                           ("/v1/chat/completions", {"messages": [{"role": "user", "content": rng.choice(PROMPTS)}]})))
+                request = raw_request("POST", path, {**prompt, "max_tokens": 400, "ignore_eos": True, "n": rng.choice((1, 1, 2)),
+                                                     "stream": rng.random() < 0.5, "cache_salt": str(rng.randrange(4))})
+                connection = open_socket(server.port)
+                if rng.random() < 0.1:
+                    connection.sendall(request[:rng.randrange(len(request))])
+                else:
+                    connection.sendall(request)
+                    time.sleep(rng.random() * rng.choice((0.001, 0.05, 0.5)))
+                connection.close()
+
+        try:
+            in_threads(20, leave)
+        finally:
+            ended.set()
+            for thread in steady_threads:
+                thread.join()
+        assert len(others) >= 4 and all(text == alone for text in others), f"an answer changed (seed {seed})"
+        assert_all_pages_back(server)
+        return f"{len(others)} answers of others unchanged"
+
+    def pages_are_free_soon_after_a_disconnect():
+        longest = {}
+        for stream in (False, True):
+            for _ in range(5):
+                connection = open_socket(server.port)
+                connection.sendall(raw_request("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": stream}))
+                server.wait_for_metric(1, "vllm:num_requests_running")
+                left = time.monotonic()
+                connection.close()
+                server.wait_for_metric(0, "headroom_kv_pages", seconds=2, state="live")
+                longest[stream] = max(longest.get(stream, 0), time.monotonic() - left)
+        return f"at most {longest[False] * 1000:.0f} ms whole, {longest[True] * 1000:.0f} ms streamed"
+
+    def probes_answer_while_all_streams_run():
+        sockets = []
+        for _ in range(64):
+            connection = open_socket(server.port)
+            connection.sendall(raw_request("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 2000, "ignore_eos": True, "stream": True}))
+            sockets.append(connection)
+        server.wait_for_metric(64, "vllm:num_requests_running")
+        worst = 0.0
+        for _ in range(50):
+            began = time.monotonic()
+            assert server.request("GET", "/livez")[0] == 200
+            worst = max(worst, time.monotonic() - began)
+        for connection in sockets:
+            connection.close()
+        assert_all_pages_back(server)
+        assert worst < 1, worst
+        return f"worst of 50 {worst * 1000:.0f} ms"
+
+    checks = [sixty_four_streams_at_once, a_thousand_disconnects, pages_are_free_soon_after_a_disconnect, probes_answer_while_all_streams_run]
+    return [("load: " + check.__name__.replace("_", " "), check) for check in checks]
+
+
+def tests_with_own_server(binary, model):
+    def sigterm_lets_what_runs_complete():
+        with Server(binary, model, "--kv-memory", "64MiB") as server:
+            server.may_end = True
+            alone = server.complete(PROMPT, temperature=0, max_tokens=300, ignore_eos=True)["choices"][0]["text"]
+            sockets = []
+            for index in range(16):
+                connection = open_socket(server.port)
+                connection.sendall(raw_request("POST", "/v1/completions", {"prompt": PROMPT, "temperature": 0, "max_tokens": 300,
+                                                                           "ignore_eos": True, "stream": index % 2 == 0}))
+                sockets.append(connection)
+            server.wait_for_metric(16, "vllm:num_requests_running")
+            signalled = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            while server.request("GET", "/readyz")[0] != 503:
+                assert time.monotonic() - signalled < 0.5
+            not_ready = time.monotonic() - signalled
+            status, answer = server.post("/v1/completions", {"prompt": "x"})
+            assert status == 503, answer
+
+            def read(index):
+                received = b""
+                while b"[DONE]" not in received and b'"kv_cache"' not in received:
+                    part = sockets[index].recv(65536)
+                    assert part, received[-200:]
+                    received += part
+                if index % 2 == 1:
+                    return json.loads(received.partition(b"\r\n\r\n")[2])["choices"][0]["text"]
+                events = [line[6:] for line in received.split(b"\n") if line.startswith(b"data: {")]
+                return "".join(json.loads(event)["choices"][0]["text"] for event in events if json.loads(event)["choices"])
+
+            assert in_threads(16, read) == [alone] * 16, "an answer was cut"
+            assert server.process.wait(30) == 0, server.log()
+            return f"not ready after {not_ready * 1000:.0f} ms, exit 0"
+
+    def a_second_signal_ends_at_once():
+        with Server(binary, model, "--kv-memory", "64MiB") as server:
+            server.may_end = True
+            connection = open_socket(server.port)
+            connection.sendall(raw_request("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 30000, "ignore_eos": True, "stream": True}))
+            connection.recv(1000)
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert server.process.poll() is None, "the first one waits for what runs"
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(2) == 1
+
+    def api_keys_are_needed_and_never_shown():
+        keys = f"/tmp/headroom-keys-{os.getpid()}"
+        with open(keys, "w") as file:
+            file.write("# keys\nsecret-one\nsecret-two\n")
+        try:
+            with Server(binary, model, "--kv-memory", "64MiB", "--api-keys-file", keys, "--log-level", "debug") as server:
+                for path in ("/v1/models", "/version", "/tokenize", "/nothing"):
+                    assert server.request("GET", path)[0] == 401, path
+                headers = {"Content-Type": "application/json", "Authorization": "Bearer secret-two"}
+                status, answer = server.post("/v1/completions", {"prompt": PROMPT, **GREEDY}, headers=headers)
+                assert status == 200, answer
+                assert server.request("GET", "/livez")[0] == 200 and server.request("GET", "/metrics")[0] == 200
+                other = {**headers, "Authorization": "Bearer secret-one"}
+                _, answer = server.post("/v1/completions", {"prompt": PROMPT, **GREEDY}, headers=other)
+                assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0, "the cache of another key was read"
+                assert "secret" not in server.log() and "walnut" not in server.log()
+        finally:
+            os.remove(keys)
+
+    checks = [sigterm_lets_what_runs_complete, a_second_signal_ends_at_once, api_keys_are_needed_and_never_shown]
+    return [("load: " + check.__name__.replace("_", " "), check) for check in checks]

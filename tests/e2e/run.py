@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""End-to-end tests: the real server with a demo model, over real sockets, with the official OpenAI client.
+
+    tests/e2e/run.py --server build/cpu-release/headroom [--only TEXT]
+
+The client comes from build/venv, if it is not installed otherwise: ./dev test makes it. Prints a line per test and
+"E2E n passed, m failed"; exit status 1 if one failed.
+"""
+
+import argparse
+import os
+import sys
+
+from harness import ROOT, Server, run_tests
+
+import api_tests
+import load_tests
+import start_tests
+
+
+def use_venv():
+    """Starts over with the Python that has the client, if this one does not."""
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        python = os.path.join(ROOT, "build/venv/bin/python")
+        if os.path.exists(python) and os.environ.get("HEADROOM_E2E_VENV") != "1":
+            os.environ["HEADROOM_E2E_VENV"] = "1"
+            os.execv(python, [python, *sys.argv])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", required=True, help="the program headroom")
+    parser.add_argument("--model", default=os.path.join(ROOT, "configs/models/demo-gqa"))
+    parser.add_argument("--only", default="", help="run the tests whose name holds this text")
+    arguments = parser.parse_args()
+    use_venv()
+    binary = os.path.abspath(arguments.server)
+    wanted = lambda tests: [(name, test) for name, test in tests if arguments.only in name]  # noqa: E731
+
+    own_server = wanted(start_tests.tests(binary, arguments.model) + load_tests.tests_with_own_server(binary, arguments.model))
+    with Server(binary, arguments.model, "--kv-memory", "64MiB") as server:
+        shared = wanted(api_tests.tests(server) + load_tests.tests(server))
+        return run_tests(own_server + shared)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
