@@ -79,8 +79,8 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
     const int64_t asked = fields_.generated_tokens_max.value_or(1);
     if (prompt_tokens + asked > context) {
       return ApiError{.message = "this model's context is " + std::to_string(context) + " tokens; the prompt has " +
-                                 std::to_string(prompt_tokens) + " and at least " + std::to_string(asked) +
-                                 " more are asked for",
+                                 std::to_string(prompt_tokens) + ", and " + std::to_string(asked) +
+                                 " are to be generated",
                       .code = "context_length_exceeded",
                       .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context}}};
     }

@@ -304,10 +304,10 @@ void Api::metrics(HttpResponse& response) {
 std::vector<Route> api_routes(ApiOptions options) {
   const auto api = std::make_shared<Api>(std::move(options));
   std::vector<Route> routes;
-  const auto post = [&](const char* path, bool generates, void (Api::*handler)(const HttpRequest&, HttpResponse&)) {
+  const auto post = [&](const char* path, void (Api::*handler)(const HttpRequest&, HttpResponse&)) {
     routes.push_back({.method = "POST",
                       .path = path,
-                      .generates = generates,
+                      .generates = true,
                       .handle = [api, handler](const HttpRequest& request, HttpResponse& response) {
                         (api.get()->*handler)(request, response);
                       }});
@@ -319,10 +319,11 @@ std::vector<Route> api_routes(ApiOptions options) {
          .is_public = is_public,
          .handle = [api, handler](const HttpRequest&, HttpResponse& response) { handler(*api, response); }});
   };
-  post("/v1/completions", true, &Api::completions);
-  post("/v1/chat/completions", true, &Api::chat_completions);
-  post("/tokenize", false, &Api::tokenize);
-  post("/detokenize", false, &Api::detokenize);
+  post("/v1/completions", &Api::completions);
+  post("/v1/chat/completions", &Api::chat_completions);
+  // These two generate nothing, but a long text keeps a worker busy, and must not keep one that answers probes.
+  post("/tokenize", &Api::tokenize);
+  post("/detokenize", &Api::detokenize);
   get("/v1/models", false, [](Api& a, HttpResponse& response) { a.models(response); });
   for (const std::string& name : api->options().model_names) {
     get("/v1/models/" + name, false, [name](Api& a, HttpResponse& response) { a.model(name, response); });

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
+#include <random>
 #include <thread>
 
 #include "tests/unit/api_fixture.h"
@@ -215,6 +217,81 @@ TEST(Tenants, DoNotShareCachedPrefixes) {
   EXPECT_EQ(cached("1", ""), 0);
   EXPECT_EQ(cached("2", "23"), 0);
   EXPECT_EQ(cached("2", "23"), 96);
+}
+
+// Requests put together at random from sound and unsound values: each gets one answer, whole and well-formed, and
+// leaves nothing behind.
+TEST(AnyRequest, GetsOneWellFormedAnswer) {
+  ApiUnderTest api;
+  const std::vector<std::pair<std::string, std::vector<std::string>>> fields = {
+      {"prompt", {"\"a\"", "\"\"", "[97,98]", "[[97],[98,259]]", "[\"x\",\"€\"]", "[260]", "[-1]", "3", "[]"}},
+      {"messages", {R"([{"role":"user","content":"<|eos|>"}])", R"([{"role":"assistant","content":"ab"}])", "[]", "3"}},
+      {"max_tokens", {"1", "7", "30", "0", "600", "4294967297"}},
+      {"min_tokens", {"0", "3", "8"}},
+      {"n", {"1", "2", "5", "64", "65"}},
+      {"stream", {"true", "false"}},
+      {"stream_options", {"{\"include_usage\":true}", "{\"continuous_usage_stats\":true}", "{}"}},
+      {"echo", {"true", "false"}},
+      {"logprobs", {"0", "3", "20", "true", "false", "21"}},
+      {"top_logprobs", {"0", "2"}},
+      {"temperature", {"0", "1", "100", "-1"}},
+      {"top_p", {"1", "0.1", "1e-9"}},
+      {"top_k", {"-1", "1", "50"}},
+      {"min_p", {"0", "1"}},
+      {"seed", {"0", "-1", "9223372036854775807"}},
+      {"repetition_penalty", {"1", "1.5", "0.01", "100"}},
+      {"frequency_penalty", {"-2", "2"}},
+      {"logit_bias", {"{}", "{\"97\":100}", "{\"256\":100}", "{\"259\":100}", "{\"260\":1}"}},
+      {"stop", {"\"c\"", "[\"bc\",\"\u00e9\"]", "[]", "\"\""}},
+      {"stop_token_ids", {"[]", "[99,256]", "[260]"}},
+      {"include_stop_str_in_output", {"true", "false"}},
+      {"skip_special_tokens", {"true", "false"}},
+      {"ignore_eos", {"true", "false"}},
+      {"return_token_ids", {"true", "false"}},
+      {"return_tokens_as_token_ids", {"true", "false"}},
+      {"cache_salt", {"\"s\"", "\"\""}},
+      {"continue_final_message", {"true", "false"}},
+      {"tools", {"[{\"type\":\"function\"}]", "[3]"}},
+  };
+  std::map<int, int> answers;
+  for (uint32_t seed = 0; seed < 3000; ++seed) {
+    std::mt19937 random(seed);
+    const bool is_chat = random() % 2 == 0;
+    std::string body;
+    for (const auto& [name, values] : fields) {
+      const bool is_needed = name == (is_chat ? "messages" : "prompt");
+      if (!is_needed && random() % 4 != 0) continue;
+      // Unsound values stand at the end of the lists; most requests should do without.
+      const size_t from = random() % 8 == 0 ? values.size() : std::min<size_t>(values.size(), 2);
+      body += (body.empty() ? "\"" : ",\"") + name + "\":" + values[random() % from];
+    }
+    const Reply reply = is_chat ? api.chat(body) : api.complete(body);
+    ++answers[reply.status];
+    SCOPED_TRACE("seed " + std::to_string(seed) + ": {" + body + "}\n" + reply.body);
+    ASSERT_TRUE(reply.status == 200 || reply.status == 400);
+    if (!reply.body.starts_with("data: ")) {
+      const json answer = json::parse(reply.body, nullptr, false);
+      ASSERT_FALSE(answer.is_discarded());
+      ASSERT_EQ(answer.contains("choices"), reply.status == 200);
+      continue;
+    }
+    const std::vector<std::string> events = reply.events();
+    ASSERT_EQ(events.back(), "[DONE]");
+    std::map<int, int> endings;
+    for (size_t e = 0; e + 1 < events.size(); ++e) {
+      const json event = json::parse(events[e], nullptr, false);
+      ASSERT_FALSE(event.is_discarded());
+      for (const json& choice : event.at("choices")) {
+        const int index = choice.at("index");
+        ASSERT_EQ(endings[index], 0);  // nothing follows a choice's end
+        endings[index] += choice.at("finish_reason").is_null() ? 0 : 1;
+      }
+    }
+    for (const auto& [index, ended] : endings) ASSERT_EQ(ended, 1) << index;
+  }
+  EXPECT_GT(answers[200], 500);
+  EXPECT_GT(answers[400], 300);
+  EXPECT_TRUE(api.becomes_idle());
 }
 
 TEST(Concurrency, AnswersDoNotMix) {

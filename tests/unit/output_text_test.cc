@@ -92,6 +92,30 @@ TEST(OutputText, ContinuesACharacterOfThePrompt) {
   EXPECT_EQ(text.push(0xAC), "€");
 }
 
+// SentencePiece-style files write the space in front of a word, and take it off the start of a whole text: a text that
+// follows a prompt keeps it.
+TEST(OutputText, KeepsTheSpaceBetweenPromptAndText) {
+  const Tokenizer words = Tokenizer::from_json(R"({"version":"1.0","truncation":null,"padding":null,
+    "added_tokens":[{"id":1,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+    "normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},
+      {"type":"Replace","pattern":{"String":" "},"content":"▁"}]},
+    "pre_tokenizer":null,"post_processor":null,
+    "decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},
+      {"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},
+    "model":{"type":"BPE","dropout":null,"unk_token":"<unk>","continuing_subword_prefix":null,"end_of_word_suffix":null,
+      "fuse_unk":true,"byte_fallback":true,"ignore_merges":false,
+      "vocab":{"<unk>":0,"<s>":1,"▁":2,"a":3,"▁a":4},"merges":["▁ a"]}})");
+  const auto shown = [&](std::vector<TokenId> prompt) {
+    OutputText text(words, {});
+    text.continue_from(prompt);
+    return text.push(4) + text.push(3) + text.push(4) + text.finish();
+  };
+  EXPECT_EQ(shown({}), "aa a");
+  EXPECT_EQ(shown({1}), "aa a");  // <s> is no text
+  EXPECT_EQ(shown({1, 4}), " aa a");
+  EXPECT_EQ(shown({1, 4, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3}), " aa a");
+}
+
 // The definition: the text ends at the first place where a stop string ends; of several, the longest counts.
 struct NaiveEnd {
   std::string shown;
