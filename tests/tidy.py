@@ -56,8 +56,11 @@ def report(path, line, text):
 
 
 def sources():
-    names = subprocess.run(["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
-                           check=True, capture_output=True, text=True).stdout.split("\n")
+    try:
+        names = subprocess.run(["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
+                               check=True, capture_output=True, text=True).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):  # a tree without git: all but what was built
+        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.relative_to(ROOT).parts[0] not in ("build", ".git")]
     return sorted(n for n in names if pathlib.Path(n).suffix in SOURCE_SUFFIXES and (ROOT / n).exists())
 
 
