@@ -10,9 +10,9 @@ Five kinds of document, all in plain English that a reader can check by eye:
 
 A fact is a (name, word) pair. One pair in ten is held out by a fixed rule (`held_out`): training never shows it,
 tests use nothing else, so recall can only come from the context.
-Every token carries a loss weight: answers that the context determines 5, words drawn at random 0.1, the rest 1.
+Every token carries a loss weight: 5 where the context determines the answer, 0 where a word was drawn at random, less than
+1 for fixed phrases. Only the tokenizer needs a package; the rest is Python's standard library, for the tests' sake.
 """
-
 
 import random
 import re

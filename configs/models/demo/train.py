@@ -1,7 +1,7 @@
 """Trains one demo model from nothing on a CPU: python configs/models/demo/train.py --kv-heads 2 --out configs/models/demo-gqa
 
-The length of the sequences doubles whenever recall passes the bar; the learning rate falls to nothing over the last
-part of the budget. The same --seed and --steps give the same data in the same order. A run goes on from its state file.
+The length of the sequences doubles whenever recall passes the bar; the learning rate falls to nothing over the last part of
+the budget. The same --seed and --steps give the same data in the same order. A run goes on from its state file, if there.
 """
 
 import argparse
@@ -118,8 +118,8 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kv-heads", type=int, required=True, choices=(8, 4, 2, 1))
     parser.add_argument("--out", required=True, help="directory to write, Hugging Face layout")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time (the learning rate falls in time)")
-    parser.add_argument("--steps", type=int, default=6000, help="stop after this many steps of this run")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time, if sooner (the learning rate falls in time)")
+    parser.add_argument("--steps", type=int, default=1100, help="stop after this many steps of this run")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the budget over which the rate falls")
