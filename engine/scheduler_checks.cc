@@ -61,8 +61,8 @@ void Scheduler::check_conserved() const {
     }
     CHECK_EQ(unfinished, request.unfinished);
     std::ranges::sort(distinct);
-    const auto repeated = std::ranges::unique(distinct);
-    CHECK_EQ(static_cast<int64_t>(repeated.begin() - distinct.begin()), request.pages.held());
+    const auto repeated = std::unique(distinct.begin(), distinct.end());
+    CHECK_EQ(static_cast<int64_t>(repeated - distinct.begin()), request.pages.held());
   }
   for (size_t page = 0; page < references.size(); ++page) {
     CHECK_EQ(references[page], allocator_.references(PageId{static_cast<int32_t>(page)})) << "page " << page;

@@ -1,7 +1,6 @@
 #include "tests/sim/simulation.h"
 
 #include <algorithm>
-#include <ranges>
 
 #include "engine/kv/siphash.h"
 
@@ -148,7 +147,7 @@ int64_t Simulation::steps_bound(const Client& client) const {
 bool Simulation::check_admission(const Client& client, const Admission& admission) {
   int64_t queue_requests = 0;
   int64_t queue_tokens = 0;
-  for (const Client& other : clients_ | std::views::values) {
+  for (const auto& [id, other] : clients_) {
     if (other.started) continue;
     ++queue_requests;
     queue_tokens += other.prompt_tokens;

@@ -1,6 +1,5 @@
 // The observations of a Simulation: what the scheduler did, against what the clients know.
 #include <algorithm>
-#include <ranges>
 
 #include "tests/sim/simulation.h"
 
@@ -35,17 +34,17 @@ void Simulation::observe_cancelled(const StepPlan& plan) {
     end_client(static_cast<int64_t>(id));
     ++coverage_.cancelled;
   }
-  for (const Client& client : clients_ | std::views::values) {
+  for (const auto& [id, client] : clients_) {
     require(!client.cancelled, "request ", static_cast<int64_t>(client.id), " was cancelled and not dropped");
   }
 }
 
 void Simulation::observe_preempted(const StepPlan& plan) {
-  for (const SequenceId id : plan.preempted) {
+  for (const SequenceId preempted : plan.preempted) {
     bool found = false;
-    for (Client& client : clients_ | std::views::values) {
+    for (auto& [id, client] : clients_) {
       for (Choice& choice : client.choices) {
-        if (!choice.seen || choice.ended || choice.id != id) continue;
+        if (!choice.seen || choice.ended || choice.id != preempted) continue;
         found = true;
         require(choice.running, "a sequence that does not run was preempted");
         choice.running = false;
@@ -108,7 +107,7 @@ void Simulation::check_progress(const StepPlan& plan) {
   oldest_ = &*std::ranges::find_if(client.choices, [](const Choice& choice) { return !choice.ended; });
   require(oldest_->scheduled_step == coverage_.steps, "the oldest sequence does not advance");
   bool somebody_waits = false;
-  for (const Client& one : clients_ | std::views::values) {
+  for (const auto& [id, one] : clients_) {
     require(coverage_.steps <= one.deadline_step, "request ", static_cast<int64_t>(one.id), " waits too long");
     require(!one.started || !somebody_waits, "request ", static_cast<int64_t>(one.id), " overtakes an older one");
     somebody_waits = !one.started;
@@ -118,7 +117,7 @@ void Simulation::check_progress(const StepPlan& plan) {
 // Counts every reference anew out of the page tables, and takes note of the pages that are new in one.
 void Simulation::observe_tables() {
   std::ranges::fill(references_, 0);
-  for (Client& client : clients_ | std::views::values) {
+  for (auto& [id, client] : clients_) {
     int64_t distinct = 0;
     ++seen_stamp_;
     for (Choice& choice : client.choices) {
@@ -170,7 +169,7 @@ void Simulation::check_new_pages(const StepPlan& plan) {
   for (const PageId page : new_pages_) {
     require(std::ranges::find(plan.taken, page) != plan.taken.end(), "page ", index_of(page), " is not announced");
   }
-  for (const Client& client : clients_ | std::views::values) {
+  for (const auto& [id, client] : clients_) {
     if (!client.started) continue;
     const PageUsage& usage = scheduler_->usage(client.id);
     require(usage.peak_pages == client.peak_pages, "request ", static_cast<int64_t>(client.id), " held ",
@@ -219,7 +218,7 @@ void Simulation::observe_finished(const Client& client, Choice& choice) {
 // All is lost, nothing was sampled; and what was promised about waiting counts from here.
 void Simulation::observe_abandon() {
   ++coverage_.abandoned;
-  for (Client& client : clients_ | std::views::values) {
+  for (auto& [id, client] : clients_) {
     client.deadline_step = coverage_.steps + steps_owed_;
     for (Choice& choice : client.choices) {
       choice.running = false;
