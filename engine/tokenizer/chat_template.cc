@@ -43,7 +43,8 @@ jinja::Value messages_value(jinja::Runtime& runtime, const Json& messages) {
 }
 
 void define_variables(jinja::Runtime& runtime, const ChatTemplateInput& input, jinja::Interpreter* interpreter) {
-  static constexpr std::string_view kReserved[] = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"};
+  static constexpr std::string_view kReserved[] = {"messages", "tools", "add_generation_prompt", "bos_token",
+                                                   "eos_token"};
   interpreter->define("documents", jinja::Value::none());
   if (!input.extra.is_null() && !input.extra.is_object()) throw jinja::Error("chat_template_kwargs must be an object");
   for (const auto& [name, value] : input.extra.items()) {
@@ -58,6 +59,15 @@ void define_variables(jinja::Runtime& runtime, const ChatTemplateInput& input, j
   interpreter->define("add_generation_prompt", jinja::Value::boolean(input.add_generation_prompt));
   if (!input.bos_token.empty()) interpreter->define("bos_token", runtime.string(input.bos_token, false));
   if (!input.eos_token.empty()) interpreter->define("eos_token", runtime.string(input.eos_token, false));
+}
+
+// Errors quote pieces of the template and of the request: one line of well-formed text, whatever was cut out of them.
+std::string readable(std::string_view message) {
+  constexpr size_t kMessageBytesMax = 4096;
+  std::string text = replace_invalid_utf8(message.substr(0, kMessageBytesMax));
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  return text;
 }
 
 RenderedPrompt to_prompt(jinja::Text text) {
@@ -126,7 +136,7 @@ ChatTemplate ChatTemplate::parse(std::string source) {
   try {
     return ChatTemplate(std::make_shared<const jinja::Template>(jinja::parse_template(source)));
   } catch (const jinja::SyntaxError& error) {
-    throw std::runtime_error(std::string("the chat template cannot be read: ") + error.what());
+    throw std::runtime_error(readable(std::string("the chat template cannot be read: ") + error.what()));
   }
 }
 
@@ -134,7 +144,8 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& mode
   const std::filesystem::path jinja_file = model_dir / "chat_template.jinja";
   if (std::optional<std::string> source = read_file(jinja_file)) return parse_file(jinja_file, std::move(*source));
   for (const char* name : {"tokenizer_config.json", "chat_template.json"}) {
-    if (std::optional<std::string> source = template_in(model_dir / name)) return parse_file(model_dir / name, std::move(*source));
+    if (std::optional<std::string> source = template_in(model_dir / name))
+      return parse_file(model_dir / name, std::move(*source));
   }
   return std::nullopt;
 }
@@ -153,9 +164,9 @@ std::variant<RenderedPrompt, ChatTemplateError> ChatTemplate::render(const ChatT
       throw;
     }
   } catch (const jinja::RaisedByTemplate& error) {
-    return ChatTemplateError{error.what()};
+    return ChatTemplateError{readable(error.what())};
   } catch (const jinja::Error& error) {
-    return ChatTemplateError{place + error.what()};
+    return ChatTemplateError{readable(place + error.what())};
   }
 }
 

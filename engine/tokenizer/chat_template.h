@@ -37,7 +37,7 @@ struct ChatTemplateInput {
   nlohmann::ordered_json messages;
   nlohmann::ordered_json tools;  // null or an array
   bool add_generation_prompt = true;
-  nlohmann::ordered_json extra;  // further variables of the request (chat_template_kwargs): null or an object
+  nlohmann::ordered_json extra;      // further variables of the request (chat_template_kwargs): null or an object
   std::string bos_token, eos_token;  // empty: undefined in the template
   std::optional<int64_t> now_unix_seconds;  // for strftime_now, read as UTC
 };

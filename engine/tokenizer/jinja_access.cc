@@ -41,17 +41,17 @@ std::optional<Value> loop_attribute(Runtime& runtime, const Value& object, std::
   if (name == "depth0") return Value::integer(loop.depth0);
   if (name == "cycle") return runtime.function("cycle", loop_cycle, object);
   if (name == "changed") return runtime.function("changed", loop_changed, object);
-  if (name == "previtem") return loop.index0 == 0 ? Value::undefined("there is no previous item") : loop.previous;
+  if (name == "previtem") return loop.index0 == 0 ? runtime.undefined("there is no previous item") : loop.previous;
   if (name == "nextitem") {
     const Value* next = loop.peek();
-    return next ? *next : Value::undefined("there is no next item");
+    return next ? *next : runtime.undefined("there is no next item");
   }
   return std::nullopt;
 }
 
-Value no_attribute(const Value& object, std::string_view name) {
-  return Value::undefined("'" + (object.is_none() ? "None" : type_name(object) + " object") + "' has no attribute '" +
-                          std::string(name) + "'");
+Value no_attribute(Runtime& runtime, const Value& object, std::string_view name) {
+  return runtime.undefined("'" + (object.is_none() ? "None" : type_name(object) + " object") + "' has no attribute '" +
+                           std::string(name) + "'");
 }
 
 // What getattr(object, name) finds in Python.
@@ -61,8 +61,10 @@ std::optional<Value> python_attribute(Runtime& runtime, const Value& object, std
       const Value* value = object.as<NamespaceObject>().find(name);
       return value ? std::optional<Value>(*value) : std::nullopt;
     }
-    case Kind::kLoop: return loop_attribute(runtime, object, name);
-    default: return find_method(runtime, object, name);
+    case Kind::kLoop:
+      return loop_attribute(runtime, object, name);
+    default:
+      return find_method(runtime, object, name);
   }
 }
 
@@ -105,11 +107,13 @@ int64_t slice_bound(const Value& value, int64_t default_value, int64_t count, in
   return std::clamp(index, low, high);
 }
 SliceIndices slice_indices(const Value& start, const Value& stop, const Value& step, int64_t count) {
-  const int64_t by = slice_bound(step, 1, 0, std::numeric_limits<int64_t>::min() + 1, std::numeric_limits<int64_t>::max());
+  const int64_t by =
+      slice_bound(step, 1, 0, std::numeric_limits<int64_t>::min() + 1, std::numeric_limits<int64_t>::max());
   if (by == 0) throw Error("slice step cannot be zero");
   const int64_t low = by < 0 ? -1 : 0;
   const int64_t high = by < 0 ? count - 1 : count;
-  return {slice_bound(start, by < 0 ? high : low, count, low, high), slice_bound(stop, by < 0 ? low : high, count, low, high), by};
+  return {slice_bound(start, by < 0 ? high : low, count, low, high),
+          slice_bound(stop, by < 0 ? low : high, count, low, high), by};
 }
 
 Value slice_string(Runtime& runtime, const Text& text, const SliceIndices& slice, int64_t count) {
@@ -118,12 +122,14 @@ Value slice_string(Runtime& runtime, const Text& text, const SliceIndices& slice
     if (slice.start >= slice.stop) return runtime.string("", false);
     const size_t begin = character_offset(text.bytes, static_cast<size_t>(slice.start));
     const std::string_view rest = std::string_view(text.bytes).substr(begin);
-    return runtime.substring(text, {begin, begin + character_offset(rest, static_cast<size_t>(slice.stop - slice.start))});
+    return runtime.substring(text,
+                             {begin, begin + character_offset(rest, static_cast<size_t>(slice.stop - slice.start))});
   }
   std::vector<size_t> offsets;  // where each character begins
   const Charge working(&runtime.budget(), static_cast<size_t>(count + 1) * sizeof(size_t));
   offsets.reserve(static_cast<size_t>(count) + 1);
-  for (size_t position = 0; position < text.bytes.size(); next_character(text.bytes, &position)) offsets.push_back(position);
+  for (size_t position = 0; position < text.bytes.size(); next_character(text.bytes, &position))
+    offsets.push_back(position);
   offsets.push_back(text.bytes.size());
   TextBuilder result(runtime.budget());
   int64_t i = slice.start;
@@ -142,7 +148,7 @@ Value get_attribute(Runtime& runtime, const Value& object, std::string_view name
   if (object.is(Kind::kDict)) {
     if (const Value* value = object.as<DictObject>().find(name)) return *value;
   }
-  return no_attribute(object, name);
+  return no_attribute(runtime, object, name);
 }
 
 Value get_item(Runtime& runtime, const Value& object, const Value& key) {
@@ -150,9 +156,9 @@ Value get_item(Runtime& runtime, const Value& object, const Value& key) {
   if (std::optional<Value> value = python_item(runtime, object, key)) return *value;
   if (key.is_string()) {
     if (std::optional<Value> value = python_attribute(runtime, object, key.text().bytes)) return *value;
-    return no_attribute(object, key.text().bytes.substr(0, 200));
+    return no_attribute(runtime, object, key.text().bytes.substr(0, 200));
   }
-  return Value::undefined(type_name(object) + " object has no such element");
+  return runtime.undefined(type_name(object) + " object has no such element");
 }
 
 Value get_slice(Runtime& runtime, const Value& object, const Value& start, const Value& stop, const Value& step) {

@@ -2,6 +2,7 @@
 // Its depth is bounded by the parser, so walking and destroying it by recursion is safe.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -222,7 +223,7 @@ struct MacroStatement final : StatementOf<StatementKind::kMacro> {
 };
 struct CallBlock final : StatementOf<StatementKind::kCallBlock> {
   using StatementOf::StatementOf;
-  ExpressionPtr call;      // a Call
+  ExpressionPtr call;        // a Call
   MacroStatement caller{0};  // the body as a macro
 };
 struct FilterBlock final : StatementOf<StatementKind::kFilterBlock> {
@@ -249,6 +250,7 @@ struct ContinueStatement final : StatementOf<StatementKind::kContinue> {
 struct Template {
   Body body;
   std::vector<std::string> names;  // by NameId
+  std::map<std::string, NameId, std::less<>> name_ids;
 };
 
 // Names that the interpreter itself defines have fixed ids, in this order.

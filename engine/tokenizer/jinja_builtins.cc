@@ -18,8 +18,8 @@ Parameters::Parameters(std::string_view function, const Arguments& arguments,
   CHECK_LE(names.size(), kParametersMax);
   std::copy(names.begin(), names.end(), names_.begin());
   if (arguments.positional.size() > names.size()) {
-    fail("takes at most " + std::to_string(names.size()) + " arguments (" + std::to_string(arguments.positional.size()) +
-         " given)");
+    fail("takes at most " + std::to_string(names.size()) + " arguments (" +
+         std::to_string(arguments.positional.size()) + " given)");
   }
   for (size_t i = 0; i < arguments.positional.size(); ++i) values_[i] = &arguments.positional[i];
   for (const auto& [name, value] : arguments.named) {
@@ -112,6 +112,30 @@ Value replace_text(Runtime& runtime, const Text& text, const Text& old_text, con
   return runtime.string(out);
 }
 
+Value escape_html(Runtime& runtime, const Value& value) {
+  if (value.is_markup()) return value;
+  const Value printed = to_string(runtime, value);
+  const Text& text = printed.text();
+  runtime.budget().spend_scan(text.bytes.size());
+  TextBuilder out(runtime.budget());
+  size_t copied = 0;
+  for (size_t i = 0; i < text.bytes.size(); ++i) {
+    const char c = text.bytes[i];
+    const std::string_view escaped = c == '&'    ? "&amp;"
+                                     : c == '<'  ? "&lt;"
+                                     : c == '>'  ? "&gt;"
+                                     : c == '"'  ? "&#34;"
+                                     : c == '\'' ? "&#39;"
+                                                 : "";
+    if (escaped.empty()) continue;
+    out.append(text, copied, i);
+    out.append(escaped, text.is_user(i));
+    copied = i + 1;
+  }
+  out.append(text, copied, text.bytes.size());
+  return runtime.string(out.take(), true);
+}
+
 Value join_values(Runtime& runtime, const Text& separator, const std::vector<Value>& items) {
   TextBuilder out(runtime.budget());
   for (size_t i = 0; i < items.size(); ++i) {
@@ -125,20 +149,19 @@ namespace {
 
 // Unicode's Final_Sigma: a cased letter before it and none after it, characters that do not count skipped.
 bool is_final_sigma(std::string_view text, size_t begin, size_t end) {
-  const auto is_ignored = [](char32_t c) { return c == '\'' || c == '.' || c == ':' || c == 0xB7 || c == 0x2019 || c == 0xAD; };
   bool cased_before = false;
   for (size_t position = begin; position > 0;) {
     position = previous_boundary(text, position);
     size_t next = position;
     const char32_t character = next_character(text, &next);
-    if (is_ignored(character)) continue;
+    if (is_case_ignorable(character)) continue;
     cased_before = is_cased(character);
     break;
   }
   if (!cased_before) return false;
   for (size_t position = end; position < text.size();) {
     const char32_t character = next_character(text, &position);
-    if (!is_ignored(character)) return !is_cased(character);
+    if (!is_case_ignorable(character)) return !is_cased(character);
   }
   return true;
 }
@@ -147,7 +170,7 @@ bool is_final_sigma(std::string_view text, size_t begin, size_t end) {
 
 Value change_case(Runtime& runtime, const Text& text, Case target) {
   constexpr char32_t kCapitalSigma = 0x3A3;
-  constexpr size_t kScansPerCase = 4;  // looking up the properties of a character costs more than a comparison
+  constexpr size_t kScansPerCase = 8;  // looking up the properties of a character costs more than a comparison
   runtime.budget().spend_scan(kScansPerCase * text.bytes.size());
   TextBuilder out(runtime.budget());
   bool in_word = false;
@@ -161,11 +184,21 @@ Value change_case(Runtime& runtime, const Text& text, Case target) {
     };
     mapped.clear();
     switch (target) {
-      case Case::kUpper: append_upper(character, &mapped); break;
-      case Case::kLower: lower(); break;
-      case Case::kTitle: in_word ? lower() : append_title(character, &mapped); break;
-      case Case::kCapitalize: begin > 0 ? lower() : append_title(character, &mapped); break;
-      case Case::kSwap: is_uppercase(character) ? lower() : append_upper(character, &mapped); break;
+      case Case::kUpper:
+        append_upper(character, &mapped);
+        break;
+      case Case::kLower:
+        lower();
+        break;
+      case Case::kTitle:
+        in_word ? lower() : append_title(character, &mapped);
+        break;
+      case Case::kCapitalize:
+        begin > 0 ? lower() : append_title(character, &mapped);
+        break;
+      case Case::kSwap:
+        is_uppercase(character) ? lower() : append_upper(character, &mapped);
+        break;
     }
     in_word = is_cased(character);
     out.append(mapped, text.is_user(begin));

@@ -16,8 +16,9 @@ namespace headroom::jinja {
 Builtin find_filter(std::string_view name);
 Builtin find_sequence_filter(std::string_view name);  // the part of find_filter that works on lists
 Builtin find_test(std::string_view name);
-// A global function by name (range, dict, namespace, raise_exception, strftime_now).
-std::optional<Value> find_global(Runtime& runtime, std::string_view name);
+inline constexpr std::string_view kGlobalNames[] = {"range", "dict", "namespace", "raise_exception", "strftime_now"};
+// The global function of that name. REQUIRES: name is one of kGlobalNames.
+Value make_global(Runtime& runtime, std::string_view name);
 
 // The method `name` of a string, list, tuple or dict, bound to it. Methods that would change the object, and names
 // with an underscore, are undefined as in Jinja's sandbox. nullopt: no such method.
@@ -35,6 +36,8 @@ Value to_json(Runtime& runtime, const Value& value, const Arguments& arguments);
 // Text helpers that filters and methods share.
 Value strip_text(Runtime& runtime, const Text& text, bool left, bool right, const Text* set);
 Value replace_text(Runtime& runtime, const Text& text, const Text& old_text, const Text& new_text, int64_t count);
+// HTML's special characters as entities; a value that was made by this, or by the filter safe, stays as it is.
+Value escape_html(Runtime& runtime, const Value& value);
 Value join_values(Runtime& runtime, const Text& separator, const std::vector<Value>& items);
 enum class Case { kUpper, kLower, kTitle, kCapitalize, kSwap };
 Value change_case(Runtime& runtime, const Text& text, Case target);
@@ -64,7 +67,7 @@ class Parameters {
   // Typed, with an error that names the parameter.
   int64_t integer(size_t index, int64_t default_value) const;
   bool boolean(size_t index, bool default_value) const;
-  const Text& text(size_t index) const;  // REQUIRES: has(index)
+  const Text& text(size_t index) const;          // REQUIRES: has(index)
   const Text* text_or_none(size_t index) const;  // null when it is absent or none
 
  private:

@@ -22,7 +22,8 @@ Token& ExpressionParser::take() {
 
 const Token& ExpressionParser::expect(TokenKind kind, const char* what) {
   if (current().kind != kind) {
-    fail(std::string(what) + " is expected" + (current().text.empty() ? "" : " before '" + current().text.substr(0, 40) + "'"));
+    fail(std::string(what) + " is expected" +
+         (current().text.empty() ? "" : " before '" + current().text.substr(0, 40) + "'"));
   }
   return take();
 }
@@ -48,6 +49,11 @@ NameId ExpressionParser::intern(const std::string& name) {
   const auto [entry, is_new] = name_ids_.try_emplace(name, static_cast<NameId>(names_.size()));
   if (is_new) names_.push_back(name);
   return entry->second;
+}
+
+void ExpressionParser::take_names(Template* result) {
+  result->names = std::move(names_);
+  result->name_ids = std::move(name_ids_);
 }
 
 bool ExpressionParser::is_constant_name(std::string_view name) {
@@ -239,11 +245,16 @@ ExpressionPtr ExpressionParser::parse_unary(bool with_filters) {
 ExpressionPtr ExpressionParser::parse_primary() {
   const int begin = line();
   switch (current().kind) {
-    case TokenKind::kName: return parse_name();
-    case TokenKind::kString: return parse_string();
-    case TokenKind::kInteger: return std::make_unique<Literal>(begin, Value::integer(take().integer));
-    case TokenKind::kReal: return std::make_unique<Literal>(begin, Value::real(take().real));
-    default: break;
+    case TokenKind::kName:
+      return parse_name();
+    case TokenKind::kString:
+      return parse_string();
+    case TokenKind::kInteger:
+      return std::make_unique<Literal>(begin, Value::integer(take().integer));
+    case TokenKind::kReal:
+      return std::make_unique<Literal>(begin, Value::real(take().real));
+    default:
+      break;
   }
   if (at_operator("(")) return parse_parenthesized();
   if (at_operator("[")) return parse_list();
@@ -428,7 +439,8 @@ ArgumentList ExpressionParser::parse_arguments(Expression* owner) {
       if (list.spread || list.spread_named) fail("only one * argument is allowed, before **");
       list.spread = parse_expression();
       contain(owner, list.spread);
-    } else if (current().kind == TokenKind::kName && following().kind == TokenKind::kOperator && following().text == "=") {
+    } else if (current().kind == TokenKind::kName && following().kind == TokenKind::kOperator &&
+               following().text == "=") {
       if (list.spread_named) fail("a named argument follows **");
       std::string name = take().text;
       skip();
@@ -471,9 +483,9 @@ ExpressionPtr ExpressionParser::parse_test(ExpressionPtr input) {
   contain(node.get(), input);
   node->input = std::move(input);
   const TokenKind next = current().kind;
-  const bool takes_argument =
-      (next == TokenKind::kName && !at_name("else") && !at_name("or") && !at_name("and")) || next == TokenKind::kString ||
-      next == TokenKind::kInteger || next == TokenKind::kReal || at_operator("[") || at_operator("{");
+  const bool takes_argument = (next == TokenKind::kName && !at_name("else") && !at_name("or") && !at_name("and")) ||
+                              next == TokenKind::kString || next == TokenKind::kInteger || next == TokenKind::kReal ||
+                              at_operator("[") || at_operator("{");
   if (at_operator("(")) {
     node->arguments = parse_arguments(node.get());
   } else if (takes_argument) {

@@ -52,7 +52,7 @@ class ExpressionParser {
 
   // ---- names ----
   NameId intern(const std::string& name);
-  std::vector<std::string> take_names() { return std::move(names_); }
+  void take_names(Template* result);
   static bool is_constant_name(std::string_view name);
 
   // ---- expressions ----
@@ -102,7 +102,7 @@ class ExpressionParser {
   int expression_depth_ = 0;
   std::vector<SyntaxError> unknown_;
   std::vector<std::string> names_;
-  std::map<std::string, NameId> name_ids_;
+  std::map<std::string, NameId, std::less<>> name_ids_;
 };
 
 }  // namespace headroom::jinja

@@ -15,32 +15,50 @@ Value Interpreter::evaluate(const Expression& expression, const ScopePtr& scope)
   budget_.spend(1);
   line_ = expression.line;
   switch (expression.kind) {
-    case ExpressionKind::kLiteral: return static_cast<const Literal&>(expression).value;
-    case ExpressionKind::kName: return evaluate_name(static_cast<const Name&>(expression), scope);
-    case ExpressionKind::kSequence: return evaluate_sequence(static_cast<const SequenceDisplay&>(expression), scope);
-    case ExpressionKind::kDict: return evaluate_dict(static_cast<const DictDisplay&>(expression), scope);
-    case ExpressionKind::kUnary: return evaluate_unary(static_cast<const Unary&>(expression), scope);
-    case ExpressionKind::kBinary: return evaluate_binary(static_cast<const Binary&>(expression), scope);
-    case ExpressionKind::kLogic: return evaluate_logic(static_cast<const Logic&>(expression), scope);
-    case ExpressionKind::kConcat: return evaluate_concat(static_cast<const Concat&>(expression), scope);
-    case ExpressionKind::kCompare: return evaluate_compare(static_cast<const Compare&>(expression), scope);
-    case ExpressionKind::kConditional: return evaluate_conditional(static_cast<const Conditional&>(expression), scope);
-    case ExpressionKind::kAttribute: return evaluate_attribute(static_cast<const AttributeOf&>(expression), scope);
-    case ExpressionKind::kItem: return evaluate_item(static_cast<const ItemOf&>(expression), scope);
-    case ExpressionKind::kSlice: return evaluate_slice(static_cast<const SliceOf&>(expression), scope);
-    case ExpressionKind::kCall: return evaluate_call(static_cast<const Call&>(expression), scope);
-    case ExpressionKind::kFilter: return evaluate_filter(static_cast<const FilterCall&>(expression), scope);
-    case ExpressionKind::kTest: return evaluate_test(static_cast<const TestCall&>(expression), scope);
-    case ExpressionKind::kBlockText: return block_text_;
+    case ExpressionKind::kLiteral:
+      return static_cast<const Literal&>(expression).value;
+    case ExpressionKind::kName:
+      return evaluate_name(static_cast<const Name&>(expression), scope);
+    case ExpressionKind::kSequence:
+      return evaluate_sequence(static_cast<const SequenceDisplay&>(expression), scope);
+    case ExpressionKind::kDict:
+      return evaluate_dict(static_cast<const DictDisplay&>(expression), scope);
+    case ExpressionKind::kUnary:
+      return evaluate_unary(static_cast<const Unary&>(expression), scope);
+    case ExpressionKind::kBinary:
+      return evaluate_binary(static_cast<const Binary&>(expression), scope);
+    case ExpressionKind::kLogic:
+      return evaluate_logic(static_cast<const Logic&>(expression), scope);
+    case ExpressionKind::kConcat:
+      return evaluate_concat(static_cast<const Concat&>(expression), scope);
+    case ExpressionKind::kCompare:
+      return evaluate_compare(static_cast<const Compare&>(expression), scope);
+    case ExpressionKind::kConditional:
+      return evaluate_conditional(static_cast<const Conditional&>(expression), scope);
+    case ExpressionKind::kAttribute:
+      return evaluate_attribute(static_cast<const AttributeOf&>(expression), scope);
+    case ExpressionKind::kItem:
+      return evaluate_item(static_cast<const ItemOf&>(expression), scope);
+    case ExpressionKind::kSlice:
+      return evaluate_slice(static_cast<const SliceOf&>(expression), scope);
+    case ExpressionKind::kCall:
+      return evaluate_call(static_cast<const Call&>(expression), scope);
+    case ExpressionKind::kFilter:
+      return evaluate_filter(static_cast<const FilterCall&>(expression), scope);
+    case ExpressionKind::kTest:
+      return evaluate_test(static_cast<const TestCall&>(expression), scope);
+    case ExpressionKind::kBlockText:
+      return block_text_;
   }
   CHECK(false) << "an expression of no kind";
 }
 
 Value Interpreter::evaluate_name(const Name& node, const ScopePtr& scope) {
   for (const Scope* holder = scope.get(); holder; holder = holder->parent.get()) {
+    budget_.spend(holder->search_operations());
     if (const Value* value = holder->find_here(node.name)) return *value;
   }
-  return Value::undefined("'" + spelling(node.name) + "' is undefined");
+  return runtime_.undefined("'" + spelling(node.name) + "' is undefined");
 }
 
 Value Interpreter::evaluate_sequence(const SequenceDisplay& node, const ScopePtr& scope) {
@@ -98,8 +116,8 @@ Value Interpreter::evaluate_compare(const Compare& node, const ScopePtr& scope) 
 Value Interpreter::evaluate_conditional(const Conditional& node, const ScopePtr& scope) {
   if (is_truthy(evaluate(*node.condition, scope))) return evaluate(*node.then, scope);
   if (node.otherwise) return evaluate(*node.otherwise, scope);
-  return Value::undefined("the inline if-expression on line " + std::to_string(node.line) +
-                          " evaluated to false and no else section was defined.");
+  return runtime_.undefined("the inline if-expression on line " + std::to_string(node.line) +
+                            " evaluated to false and no else section was defined.");
 }
 
 Value Interpreter::evaluate_attribute(const AttributeOf& node, const ScopePtr& scope) {
@@ -132,9 +150,9 @@ Arguments Interpreter::evaluate_arguments(const ArgumentList& list, const ScopeP
   Arguments arguments;
   for (const ExpressionPtr& value : list.positional) arguments.positional.push_back(evaluate(*value, scope));
   if (list.spread) {
-    const auto items = iterate(runtime_, evaluate(*list.spread, scope));
-    budget_.spend(static_cast<int64_t>(items->items.size()));
-    arguments.positional.insert(arguments.positional.end(), items->items.begin(), items->items.end());
+    const Items items = iterate(runtime_, evaluate(*list.spread, scope));
+    budget_.spend(static_cast<int64_t>(items.size()));
+    arguments.positional.insert(arguments.positional.end(), items.begin(), items.end());
   }
   for (const auto& [name, value] : list.named) arguments.named.emplace_back(name, evaluate(*value, scope));
   if (list.spread_named) {
@@ -152,6 +170,7 @@ Arguments Interpreter::evaluate_arguments(const ArgumentList& list, const ScopeP
 Value Interpreter::evaluate_call(const Call& node, const ScopePtr& scope) {
   const Value callee = evaluate(*node.callee, scope);
   Arguments arguments = evaluate_arguments(node.arguments, scope);
+  const Charge held(&budget_, arguments.positional.size() * sizeof(Value));
   line_ = node.line;
   return call(callee, std::move(arguments));
 }

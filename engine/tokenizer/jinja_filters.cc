@@ -36,7 +36,8 @@ Value filter_title(Runtime& runtime, const Value& self, const Arguments&) {
   for (size_t position = 0; position < text.bytes.size();) {
     const size_t begin = position;
     const char32_t character = next_character(text.bytes, &position);
-    const bool breaks = is_space(character) || (character < 0x80 && kWordBreaks.find(static_cast<char>(character)) != std::string_view::npos);
+    const bool breaks = is_space(character) ||
+                        (character < 0x80 && kWordBreaks.find(static_cast<char>(character)) != std::string_view::npos);
     if (!breaks) continue;
     flush(begin);
     out.append(text, begin, position);
@@ -72,25 +73,12 @@ Value filter_length(Runtime& runtime, const Value& self, const Arguments&) {
 
 Value filter_string(Runtime& runtime, const Value& self, const Arguments&) { return text_of(runtime, self); }
 
-Value filter_safe(Runtime& runtime, const Value& self, const Arguments&) { return text_of(runtime, self); }
-
-Value filter_escape(Runtime& runtime, const Value& self, const Arguments&) {
-  const Value value = text_of(runtime, self);
-  const Text& text = value.text();
-  runtime.budget().spend_scan(text.bytes.size());
-  TextBuilder out(runtime.budget());
-  for (size_t i = 0; i < text.bytes.size(); ++i) {
-    const char c = text.bytes[i];
-    const std::string_view escaped = c == '&'    ? "&amp;"
-                                     : c == '<'  ? "&lt;"
-                                     : c == '>'  ? "&gt;"
-                                     : c == '"'  ? "&#34;"
-                                     : c == '\'' ? "&#39;"
-                                                 : std::string_view(&c, 1);
-    out.append(escaped, text.is_user(i));
-  }
-  return runtime.string(out);
+Value filter_safe(Runtime& runtime, const Value& self, const Arguments&) {
+  const Value text = text_of(runtime, self);
+  return text.is_markup() ? text : runtime.string(text.text(), true);
 }
+
+Value filter_escape(Runtime& runtime, const Value& self, const Arguments&) { return escape_html(runtime, self); }
 
 Value filter_indent(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters parameters("indent", arguments, {"width", "first", "blank"});
@@ -140,7 +128,8 @@ Value filter_truncate(Runtime& runtime, const Value& self, const Arguments& argu
   if (!end.is_string()) throw Error("truncate needs a string for 'end'");
   const int64_t leeway = parameters[3].is_none() ? 5 : parameters.integer(3, 5);
   const auto end_size = static_cast<int64_t>(character_count(end.text().bytes));
-  if (wanted < end_size || leeway < 0) throw Error("truncate: length must be at least that of 'end', leeway at least 0");
+  if (wanted < end_size || leeway < 0)
+    throw Error("truncate: length must be at least that of 'end', leeway at least 0");
   const int64_t size = length(runtime, self);
   if (size <= leeway || size - leeway <= wanted) return self;
   size_t cut = character_offset(text.bytes, static_cast<size_t>(wanted - end_size));
@@ -176,7 +165,8 @@ Value filter_urlencode(Runtime& runtime, const Value& self, const Arguments&) {
   TextBuilder out(runtime.budget());
   for (size_t i = 0; i < text.text().bytes.size(); ++i) {
     const auto byte = static_cast<unsigned char>(text.text().bytes[i]);
-    const bool is_plain = byte < 0x80 && (std::isalnum(byte) || kPlain.find(static_cast<char>(byte)) != std::string_view::npos);
+    const bool is_plain =
+        byte < 0x80 && (std::isalnum(byte) || kPlain.find(static_cast<char>(byte)) != std::string_view::npos);
     const char escaped[] = {'%', kDigits[byte >> 4], kDigits[byte & 15]};
     const char plain = static_cast<char>(byte);
     out.append(is_plain ? std::string_view(&plain, 1) : std::string_view(escaped, 3), text.text().is_user(i));
@@ -217,9 +207,11 @@ std::optional<int64_t> parse_integer(std::string_view text, int base) {
   if (!digits.empty() && (digits[0] == '-' || digits[0] == '+')) digits.erase(0, 1);
   if (digits.size() > 2 && digits[0] == '0') {
     const char marker = static_cast<char>(std::tolower(static_cast<unsigned char>(digits[1])));
-    if ((marker == 'x' && base == 16) || (marker == 'o' && base == 8) || (marker == 'b' && base == 2)) digits.erase(0, 2);
+    if ((marker == 'x' && base == 16) || (marker == 'o' && base == 8) || (marker == 'b' && base == 2))
+      digits.erase(0, 2);
   }
-  if (digits.empty() || digits.front() == '_' || digits.back() == '_' || digits.find("__") != std::string::npos) return std::nullopt;
+  if (digits.empty() || digits.front() == '_' || digits.back() == '_' || digits.find("__") != std::string::npos)
+    return std::nullopt;
   std::erase(digits, '_');
   if (digits.empty() || digits[0] == '-') return std::nullopt;
   if (negative) digits.insert(0, 1, '-');
@@ -235,7 +227,8 @@ std::optional<double> parse_real(std::string_view text) {
   if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.erase(0, 1);
   double value = 0;
   const auto [last, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  if (error == std::errc::result_out_of_range && last == digits.data() + digits.size()) return std::strtod(digits.c_str(), nullptr);
+  if (error == std::errc::result_out_of_range && last == digits.data() + digits.size())
+    return std::strtod(digits.c_str(), nullptr);
   if (error != std::errc() || last != digits.data() + digits.size()) return std::nullopt;
   return value;
 }
@@ -272,7 +265,8 @@ Value filter_float(Runtime& runtime, const Value& self, const Arguments& argumen
   if (self.is_number()) return Value::real(self.as_real(), self.from_user());
   if (self.is_string()) {
     runtime.budget().spend_scan(self.text().bytes.size());
-    if (const std::optional<double> value = parse_real(self.text().bytes)) return Value::real(*value, self.text().has_user());
+    if (const std::optional<double> value = parse_real(self.text().bytes))
+      return Value::real(*value, self.text().has_user());
   }
   return parameters.has(0) ? parameters[0] : Value::real(0);
 }
@@ -290,14 +284,17 @@ Value filter_round(Runtime& runtime, const Value& self, const Arguments& argumen
     if (self.is_integral() && precision >= 0) return Value::integer(self.as_integer(), self.from_user());
     if (precision >= 0) {  // through decimal digits, as Python rounds: half to even of the exact value
       char digits[700];
-      const auto end = std::to_chars(digits, digits + sizeof(digits), self.as_real(), std::chars_format::fixed, static_cast<int>(precision)).ptr;
+      const auto end = std::to_chars(digits, digits + sizeof(digits), self.as_real(), std::chars_format::fixed,
+                                     static_cast<int>(precision))
+                           .ptr;
       double rounded = 0;
       std::from_chars(digits, end, rounded);
       return Value::real(rounded, self.from_user());
     }
     const double scale = std::pow(10.0, static_cast<double>(-precision));
     const double rounded = std::nearbyint(self.as_real() / scale) * scale;
-    return self.is_integral() ? Value::integer(*whole(rounded), self.from_user()) : Value::real(rounded, self.from_user());
+    return self.is_integral() ? Value::integer(*whole(rounded), self.from_user())
+                              : Value::real(rounded, self.from_user());
   }
   const double scale = std::pow(10.0, static_cast<double>(precision));
   const double scaled = self.as_real() * scale;
@@ -310,7 +307,7 @@ Value filter_attr(Runtime& runtime, const Value& self, const Arguments& argument
   if (self.is(Kind::kNamespace) || self.is(Kind::kLoop)) return get_attribute(runtime, self, name);
   require_defined(self);
   if (std::optional<Value> method = find_method(runtime, self, name)) return *method;
-  return Value::undefined("'" + type_name(self) + " object' has no attribute '" + name.substr(0, 200) + "'");
+  return runtime.undefined("'" + type_name(self) + " object' has no attribute '" + name.substr(0, 200) + "'");
 }
 
 }  // namespace

@@ -71,12 +71,18 @@ class PercentFormatter {
     }
     for (;; ++position_) {
       const char c = peek();
-      if (c == '-') conversion.left = true;
-      else if (c == '0') conversion.zero = true;
-      else if (c == '+') conversion.plus = true;
-      else if (c == ' ') conversion.space = true;
-      else if (c == '#') conversion.alternate = true;
-      else break;
+      if (c == '-')
+        conversion.left = true;
+      else if (c == '0')
+        conversion.zero = true;
+      else if (c == '+')
+        conversion.plus = true;
+      else if (c == ' ')
+        conversion.space = true;
+      else if (c == '#')
+        conversion.alternate = true;
+      else
+        break;
     }
     conversion.width = parse_number();
     if (conversion.width < 0) {
@@ -114,7 +120,8 @@ class PercentFormatter {
     if (conversion.type == '%') return out_.append("%", format_.is_user(position_ - 1));
     const Value value = argument(conversion);
     switch (conversion.type) {
-      case 's': return pad_text(conversion, to_string(runtime_, value));
+      case 's':
+        return pad_text(conversion, to_string(runtime_, value));
       case 'r':
       case 'a': {
         TextBuilder text(runtime_.budget());
@@ -126,14 +133,17 @@ class PercentFormatter {
       case 'u':
       case 'x':
       case 'X':
-      case 'o': return integer(conversion, value);
+      case 'o':
+        return integer(conversion, value);
       case 'f':
       case 'F':
       case 'e':
       case 'E':
       case 'g':
-      case 'G': return real(conversion, value);
-      default: throw Error(std::string("unsupported format character '") + conversion.type + "'");
+      case 'G':
+        return real(conversion, value);
+      default:
+        throw Error(std::string("unsupported format character '") + conversion.type + "'");
     }
   }
 
@@ -144,8 +154,9 @@ class PercentFormatter {
   void pad_text(const Conversion& conversion, const Value& value) {
     const Text& text = value.text();
     runtime_.budget().spend_scan(text.bytes.size());
-    const size_t end = conversion.precision < 0 ? text.bytes.size()
-                                                : character_offset(text.bytes, static_cast<size_t>(conversion.precision));
+    const size_t end = conversion.precision < 0
+                           ? text.bytes.size()
+                           : character_offset(text.bytes, static_cast<size_t>(conversion.precision));
     const auto size = static_cast<int64_t>(character_count(std::string_view(text.bytes).substr(0, end)));
     if (!conversion.left) fill(conversion.width - size, ' ', text.has_user());
     out_.append(text, 0, end);
@@ -163,11 +174,13 @@ class PercentFormatter {
   }
 
   void integer(const Conversion& conversion, const Value& value) {
-    if (!value.is_number() || (!value.is_integral() && conversion.type != 'd' && conversion.type != 'i' && conversion.type != 'u')) {
+    if (!value.is_number() ||
+        (!value.is_integral() && conversion.type != 'd' && conversion.type != 'i' && conversion.type != 'u')) {
       throw Error(std::string("%") + conversion.type + " format: a number is required, not " + type_name(value));
     }
     Arguments none;
-    const int64_t number = value.is_integral() ? value.as_integer() : find_filter("int")(runtime_, value, none).as_integer();
+    const int64_t number =
+        value.is_integral() ? value.as_integer() : find_filter("int")(runtime_, value, none).as_integer();
     const int base = conversion.type == 'o' ? 8 : conversion.type == 'x' || conversion.type == 'X' ? 16 : 10;
     const uint64_t magnitude = number < 0 ? ~static_cast<uint64_t>(number) + 1 : static_cast<uint64_t>(number);
     char buffer[72];
@@ -177,14 +190,17 @@ class PercentFormatter {
       digits.insert(0, zeros, '0');
     }
     if (conversion.alternate && base != 10) digits.insert(0, base == 8 ? "0o" : "0x");
-    if (conversion.type == 'X') std::transform(digits.begin(), digits.end(), digits.begin(), [](char c) { return static_cast<char>(std::toupper(static_cast<unsigned char>(c))); });
+    if (conversion.type == 'X')
+      std::transform(digits.begin(), digits.end(), digits.begin(),
+                     [](char c) { return static_cast<char>(std::toupper(static_cast<unsigned char>(c))); });
     pad_number(conversion, number < 0, std::move(digits), value.from_user());
   }
 
   void real(const Conversion& conversion, const Value& value) {
     if (!value.is_number()) throw Error("must be real number, not " + type_name(value));
     constexpr int64_t kPrecisionMax = 100;
-    const int precision = static_cast<int>(conversion.precision < 0 ? 6 : std::min(conversion.precision, kPrecisionMax));
+    const int precision =
+        static_cast<int>(conversion.precision < 0 ? 6 : std::min(conversion.precision, kPrecisionMax));
     const char format[] = {'%', '.', '*', conversion.type, '\0'};
     char buffer[512];
     const double number = value.as_real();
@@ -210,11 +226,12 @@ Value find_field(Runtime& runtime, std::string_view field, const Arguments& argu
   const bool is_index = std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
   if (is_index) {
     size_t index = name.empty() ? (*next_index)++ : 0;
-    if (!name.empty()) std::from_chars(name.data(), name.data() + name.size(), index);
-    if (index >= arguments.positional.size()) throw Error("format: too few positional arguments");
+    const bool fits = name.empty() || std::from_chars(name.data(), name.data() + name.size(), index).ec == std::errc();
+    if (!fits || index >= arguments.positional.size()) throw Error("format: too few positional arguments");
     value = arguments.positional[index];
   } else {
-    const auto found = std::find_if(arguments.named.begin(), arguments.named.end(), [&](const auto& entry) { return entry.first == name; });
+    const auto found = std::find_if(arguments.named.begin(), arguments.named.end(),
+                                    [&](const auto& entry) { return entry.first == name; });
     if (found == arguments.named.end()) throw Error("format: the argument '" + name.substr(0, 100) + "' is missing");
     value = found->second;
   }

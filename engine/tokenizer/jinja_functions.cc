@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <array>
 #include <ctime>
+#include <iterator>
 
 #include "engine/tokenizer/jinja_builtins.h"
+#include "kernels/check.h"
 
 namespace headroom::jinja {
 namespace {
@@ -39,10 +41,10 @@ void for_each_entry(Runtime& runtime, const Arguments& arguments, Set set) {
     if (source.is(Kind::kDict)) {
       for (const auto& [key, value] : source.as<DictObject>().entries()) set(key, value);
     } else {
-      for (const Value& pair : iterate(runtime, source)->items) {
-        const auto parts = iterate(runtime, pair);
-        if (parts->items.size() != 2) throw Error("a dict needs pairs of a key and a value");
-        set(parts->items[0], parts->items[1]);
+      for (const Value& pair : iterate(runtime, source)) {
+        const Items parts = iterate(runtime, pair);
+        if (parts.size() != 2) throw Error("a dict needs pairs of a key and a value");
+        set(parts[0], parts[1]);
       }
     }
   }
@@ -64,7 +66,6 @@ Value make_namespace(Runtime& runtime, const Value&, const Arguments& arguments)
     if (!key.is_string()) throw Error("the attributes of a namespace need names");
     const std::string& name = key.text().bytes;
     if (!name.empty() && name[0] == '_') throw Error("a namespace cannot hold a name that begins with an underscore");
-    runtime.budget().spend(static_cast<int64_t>(object->attributes.size()) / 8);
     object->set(name, value);
   });
   return Value::object(Kind::kNamespace, object);
@@ -96,22 +97,12 @@ Value strftime_now(Runtime& runtime, const Value&, const Arguments& arguments) {
 
 }  // namespace
 
-std::optional<Value> find_global(Runtime& runtime, std::string_view name) {
-  struct Global {
-    std::string_view name;
-    Builtin function;
-  };
-  static constexpr Global kGlobals[] = {
-      {"range", make_range},
-      {"dict", make_dict},
-      {"namespace", make_namespace},
-      {"raise_exception", raise_exception},
-      {"strftime_now", strftime_now},
-  };
-  for (const Global& global : kGlobals) {
-    if (global.name == name) return runtime.function(global.name, global.function);
-  }
-  return std::nullopt;
+Value make_global(Runtime& runtime, std::string_view name) {
+  static constexpr Builtin kFunctions[] = {make_range, make_dict, make_namespace, raise_exception, strftime_now};
+  static_assert(std::size(kFunctions) == std::size(kGlobalNames));
+  const auto place = std::find(std::begin(kGlobalNames), std::end(kGlobalNames), name);
+  CHECK(place != std::end(kGlobalNames)) << name;
+  return runtime.function(*place, kFunctions[place - std::begin(kGlobalNames)]);
 }
 
 }  // namespace headroom::jinja

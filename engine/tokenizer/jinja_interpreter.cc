@@ -52,18 +52,16 @@ void Scope::set(NameId name, Value value) {
 }
 
 Interpreter::Interpreter(const Template& parsed, Runtime& runtime)
-    : template_(parsed), runtime_(runtime), budget_(runtime.budget()), globals_(std::make_shared<Scope>(runtime.budget(), nullptr)) {
-  for (size_t i = 0; i < template_.names.size(); ++i) {
-    if (std::optional<Value> global = find_global(runtime_, template_.names[i])) {
-      globals_->set(static_cast<NameId>(i), std::move(*global));
-    }
-  }
+    : template_(parsed),
+      runtime_(runtime),
+      budget_(runtime.budget()),
+      globals_(std::make_shared<Scope>(runtime.budget(), nullptr)) {
+  for (const std::string_view name : kGlobalNames) define(name, make_global(runtime_, name));
 }
 
 void Interpreter::define(std::string_view name, Value value) {
-  for (size_t i = 0; i < template_.names.size(); ++i) {
-    if (template_.names[i] == name) globals_->set(static_cast<NameId>(i), std::move(value));
-  }
+  const auto id = template_.name_ids.find(name);
+  if (id != template_.name_ids.end()) globals_->set(id->second, std::move(value));
 }
 
 Text Interpreter::run() {
@@ -88,9 +86,14 @@ Interpreter::Flow Interpreter::execute(const Body& body, const ScopePtr& scope) 
 
 Interpreter::Flow Interpreter::execute(const Statement& statement, const ScopePtr& scope) {
   switch (statement.kind) {
-    case StatementKind::kText: out_->append(static_cast<const TextStatement&>(statement).text, false); break;
-    case StatementKind::kPrint: print(evaluate(*static_cast<const PrintStatement&>(statement).value, scope)); break;
-    case StatementKind::kIf: return execute_if(static_cast<const IfStatement&>(statement), scope);
+    case StatementKind::kText:
+      out_->append(static_cast<const TextStatement&>(statement).text, false);
+      break;
+    case StatementKind::kPrint:
+      print(evaluate(*static_cast<const PrintStatement&>(statement).value, scope));
+      break;
+    case StatementKind::kIf:
+      return execute_if(static_cast<const IfStatement&>(statement), scope);
     case StatementKind::kFor: {
       const auto& loop = static_cast<const ForStatement&>(statement);
       return execute_for(loop, scope, evaluate(*loop.iterable, scope), 0);
@@ -100,13 +103,17 @@ Interpreter::Flow Interpreter::execute(const Statement& statement, const ScopePt
       assign(set.target, evaluate(*set.value, scope), scope);
       break;
     }
-    case StatementKind::kSetBlock: execute_set_block(static_cast<const SetBlock&>(statement), scope); break;
+    case StatementKind::kSetBlock:
+      execute_set_block(static_cast<const SetBlock&>(statement), scope);
+      break;
     case StatementKind::kMacro: {
       const auto& macro = static_cast<const MacroStatement&>(statement);
       scope->set(macro.name, runtime_.macro(macro, scope));
       break;
     }
-    case StatementKind::kCallBlock: execute_call_block(static_cast<const CallBlock&>(statement), scope); break;
+    case StatementKind::kCallBlock:
+      execute_call_block(static_cast<const CallBlock&>(statement), scope);
+      break;
     case StatementKind::kFilterBlock: {
       const auto& block = static_cast<const FilterBlock&>(statement);
       Flow flow = Flow::kNormal;
@@ -115,11 +122,14 @@ Interpreter::Flow Interpreter::execute(const Statement& statement, const ScopePt
       print(filter_block_text(block.filter, std::move(text), scope));
       break;
     }
-    case StatementKind::kWith: return execute_with(static_cast<const WithStatement&>(statement), scope);
+    case StatementKind::kWith:
+      return execute_with(static_cast<const WithStatement&>(statement), scope);
     case StatementKind::kScopedBlock:
       return execute(static_cast<const ScopedBlock&>(statement).body, new_scope(scope));
-    case StatementKind::kBreak: return Flow::kBreak;
-    case StatementKind::kContinue: return Flow::kContinue;
+    case StatementKind::kBreak:
+      return Flow::kBreak;
+    case StatementKind::kContinue:
+      return Flow::kContinue;
   }
   return Flow::kNormal;
 }
@@ -135,7 +145,7 @@ Interpreter::Flow Interpreter::execute_for(const ForStatement& statement, const 
                                            int64_t depth0) {
   const auto loop = std::make_shared<LoopObject>(&budget_);
   const LoopEnd at_end(*loop);
-  loop->source = iterate(runtime_, iterable);
+  loop->source = iterate(runtime_, iterable).share();
   loop->depth0 = depth0;
   if (statement.recursive) {
     loop->statement = &statement;
@@ -150,6 +160,7 @@ Interpreter::Flow Interpreter::execute_for(const ForStatement& statement, const 
   } else {
     loop->known_length = static_cast<int64_t>(loop->source->items.size());
   }
+  bool completed = false;  // Jinja runs the else part unless an item got through without break or continue
   ScopePtr inner;
   while (loop->next()) {
     budget_.spend(1);
@@ -160,9 +171,11 @@ Interpreter::Flow Interpreter::execute_for(const ForStatement& statement, const 
     }
     inner->set(kLoopName, Value::object(Kind::kLoop, loop));
     assign(statement.target, loop->current, inner);
-    if (execute(statement.body, inner) == Flow::kBreak) break;
+    const Flow flow = execute(statement.body, inner);
+    if (flow == Flow::kBreak) break;
+    completed |= flow == Flow::kNormal;
   }
-  if (loop->index0 >= 0) return Flow::kNormal;
+  if (completed) return Flow::kNormal;
   return execute(statement.otherwise, new_scope(scope));
 }
 
@@ -190,22 +203,27 @@ void Interpreter::execute_call_block(const CallBlock& statement, const ScopePtr&
 void Interpreter::assign(const Target& target, const Value& value, const ScopePtr& scope) {
   budget_.spend(1);
   if (target.is_tuple) {
-    const auto items = iterate(runtime_, value);
-    if (items->items.size() != target.parts.size()) {
-      throw Error(items->items.size() < target.parts.size()
+    const Items items = iterate(runtime_, value);
+    if (items.size() != target.parts.size()) {
+      throw Error(items.size() < target.parts.size()
                       ? "not enough values to unpack (expected " + std::to_string(target.parts.size()) + ", got " +
-                            std::to_string(items->items.size()) + ")"
+                            std::to_string(items.size()) + ")"
                       : "too many values to unpack (expected " + std::to_string(target.parts.size()) + ")");
     }
-    for (size_t i = 0; i < target.parts.size(); ++i) assign(target.parts[i], items->items[i], scope);
+    for (size_t i = 0; i < target.parts.size(); ++i) assign(target.parts[i], items[i], scope);
     return;
   }
-  if (target.attribute.empty()) return scope->set(target.name, value);
+  if (target.attribute.empty()) {
+    budget_.spend(scope->search_operations());
+    return scope->set(target.name, value);
+  }
   const Scope* holder = scope.get();
   const Value* object = nullptr;
   for (; holder && !object; holder = holder->parent.get()) object = holder->find_here(target.name);
-  if (!object || !object->is(Kind::kNamespace)) throw Error("cannot assign an attribute of something that is no namespace");
-  if (target.attribute[0] == '_') throw Error("a namespace cannot hold '" + target.attribute + "': it begins with an underscore");
+  if (!object || !object->is(Kind::kNamespace))
+    throw Error("cannot assign an attribute of something that is no namespace");
+  if (target.attribute[0] == '_')
+    throw Error("a namespace cannot hold '" + target.attribute + "': it begins with an underscore");
   object->as<NamespaceObject>().set(target.attribute, value);
 }
 
@@ -234,9 +252,12 @@ Value Interpreter::call(const Value& callee, Arguments arguments) {
       const auto& function = callee.as<FunctionObject>();
       return function.call(runtime_, function.receiver, arguments);
     }
-    case Kind::kMacro: return call_macro(callee.as<MacroObject>(), std::move(arguments));
-    case Kind::kLoop: return call_loop(callee.as<LoopObject>(), arguments);
-    default: break;
+    case Kind::kMacro:
+      return call_macro(callee.as<MacroObject>(), std::move(arguments));
+    case Kind::kLoop:
+      return call_loop(callee.as<LoopObject>(), arguments);
+    default:
+      break;
   }
   require_defined(callee);
   throw Error("'" + type_name(callee) + "' object is not callable");
@@ -264,6 +285,8 @@ void Interpreter::bind_parameters(const MacroObject& macro, Arguments& arguments
     }
     return nullptr;
   };
+  const size_t pairs = definition.parameters.size() * arguments.named.size();
+  budget_.spend(static_cast<int64_t>(pairs / 16));
   bool has_caller = false;
   for (size_t i = 0; i < definition.parameters.size(); ++i) {
     const Parameter& parameter = definition.parameters[i];
@@ -274,12 +297,12 @@ void Interpreter::bind_parameters(const MacroObject& macro, Arguments& arguments
     } else if (parameter.default_value) {
       scope->set(parameter.name, evaluate(*parameter.default_value, scope));
     } else {
-      scope->set(parameter.name, Value::undefined("parameter '" + parameter.spelling + "' was not provided"));
+      scope->set(parameter.name, runtime_.undefined("parameter '" + parameter.spelling + "' was not provided"));
     }
   }
   if (definition.uses_caller && !has_caller) {
     const Value* caller = take_named("caller");
-    scope->set(kCallerName, caller ? *caller : Value::undefined("No caller defined"));
+    scope->set(kCallerName, caller ? *caller : runtime_.undefined("No caller defined"));
   }
   if (definition.uses_kwargs) {
     const auto rest = runtime_.new_dict();

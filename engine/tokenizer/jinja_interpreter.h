@@ -20,6 +20,7 @@ struct Scope {
       : parent(std::move(enclosing)), charge(&budget, sizeof(Scope)) {}
   const Value* find_here(NameId name) const;
   void set(NameId name, Value value);
+  int64_t search_operations() const { return static_cast<int64_t>(variables.size()) / 16; }  // what find_here costs
 
   const std::shared_ptr<Scope> parent;
   Charge charge;

@@ -48,12 +48,12 @@ class JsonWriter {
   }
 
   void set_separators(const Value& separators) {
-    const auto items = iterate(runtime_, separators);
-    if (items->items.size() != 2 || !items->items[0].is_string() || !items->items[1].is_string()) {
+    const Items items = iterate(runtime_, separators);
+    if (items.size() != 2 || !items[0].is_string() || !items[1].is_string()) {
       throw Error("tojson: separators must be two strings");
     }
-    item_separator_ = items->items[0].text().bytes;
-    key_separator_ = items->items[1].text().bytes;
+    item_separator_ = items[0].text().bytes;
+    key_separator_ = items[1].text().bytes;
   }
 
   void write(const Value& value) {
@@ -63,15 +63,19 @@ class JsonWriter {
       case Kind::kNone:
       case Kind::kBoolean:
       case Kind::kInteger:
-      case Kind::kReal: return out_.append(scalar(value), value.from_user());
-      case Kind::kString: return write_string(value.text());
-      case Kind::kDict: return write_dict(value.as<DictObject>());
+      case Kind::kReal:
+        return out_.append(scalar(value), value.from_user());
+      case Kind::kString:
+        return write_string(value.text());
+      case Kind::kDict:
+        return write_dict(value.as<DictObject>());
       case Kind::kSequence: {
         const auto& sequence = value.as<SequenceObject>();
         if (sequence.kind == SequenceKind::kList || sequence.kind == SequenceKind::kTuple) return write_list(sequence);
         break;
       }
-      default: break;
+      default:
+        break;
     }
     throw Error("Object of type " + type_name(value) + " is not JSON serializable");
   }
@@ -94,18 +98,26 @@ class JsonWriter {
 
   std::string escape(char32_t character) const {
     switch (character) {
-      case '"': return "\\\"";
-      case '\\': return "\\\\";
-      case '\n': return "\\n";
-      case '\r': return "\\r";
-      case '\t': return "\\t";
-      case '\f': return "\\f";
-      case '\b': return "\\b";
-      default: break;
+      case '"':
+        return "\\\"";
+      case '\\':
+        return "\\\\";
+      case '\n':
+        return "\\n";
+      case '\r':
+        return "\\r";
+      case '\t':
+        return "\\t";
+      case '\f':
+        return "\\f";
+      case '\b':
+        return "\\b";
+      default:
+        break;
     }
     std::string escaped;
     if (character < 0x20 || (ensure_ascii_ && character > 0x7E && character < 0x10000)) {
-      if (character != 0x7F) append_escape_code(&escaped, character);
+      append_escape_code(&escaped, character);
     } else if (ensure_ascii_ && character >= 0x10000) {
       append_escape_code(&escaped, 0xD800 + ((character - 0x10000) >> 10));
       append_escape_code(&escaped, 0xDC00 + ((character - 0x10000) & 0x3FF));
@@ -169,9 +181,8 @@ class JsonWriter {
     runtime_.budget().spend(static_cast<int64_t>(dict.entries().size()));
     for (const auto& entry : dict.entries()) entries.push_back(&entry);
     if (sort_keys_) {
-      std::stable_sort(entries.begin(), entries.end(), [&](const auto* a, const auto* b) {
-        return less(runtime_.budget(), a->first, b->first);
-      });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [&](const auto* a, const auto* b) { return less(runtime_.budget(), a->first, b->first); });
     }
     write_items(entries, '{', '}', dict.from_user(), [&](const auto* entry) {
       write_key(entry->first);
@@ -197,9 +208,12 @@ Value from_json(Runtime& runtime, const Json& json) {
   const FrameGuard frame(runtime.budget());
   runtime.budget().spend(1);
   switch (json.type()) {
-    case Json::value_t::null: return Value::none(true);
-    case Json::value_t::boolean: return Value::boolean(json.get<bool>(), true);
-    case Json::value_t::number_integer: return Value::integer(json.get<int64_t>(), true);
+    case Json::value_t::null:
+      return Value::none(true);
+    case Json::value_t::boolean:
+      return Value::boolean(json.get<bool>(), true);
+    case Json::value_t::number_integer:
+      return Value::integer(json.get<int64_t>(), true);
     case Json::value_t::number_unsigned: {
       const uint64_t value = json.get<uint64_t>();
       if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
@@ -207,8 +221,10 @@ Value from_json(Runtime& runtime, const Json& json) {
       }
       return Value::integer(static_cast<int64_t>(value), true);
     }
-    case Json::value_t::number_float: return Value::real(json.get<double>(), true);
-    case Json::value_t::string: return user_string(runtime, json.get_ref<const std::string&>());
+    case Json::value_t::number_float:
+      return Value::real(json.get<double>(), true);
+    case Json::value_t::string:
+      return user_string(runtime, json.get_ref<const std::string&>());
     case Json::value_t::array: {
       std::vector<Value> items;
       for (const Json& item : json) items.push_back(from_json(runtime, item));
@@ -222,7 +238,8 @@ Value from_json(Runtime& runtime, const Json& json) {
       return runtime.dict(dict);
     }
     case Json::value_t::binary:
-    case Json::value_t::discarded: break;
+    case Json::value_t::discarded:
+      break;
   }
   throw Error("the request holds something that is not JSON");
 }

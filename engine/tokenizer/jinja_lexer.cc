@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdlib>
 #include <optional>
 
 #include "engine/tokenizer/jinja_text.h"
@@ -45,7 +46,9 @@ class Lexer {
  private:
   [[noreturn]] void fail(const std::string& problem) const { throw SyntaxError(line_, problem); }
 
-  bool at(std::string_view expected) const { return std::string_view(source_).substr(position_, expected.size()) == expected; }
+  bool at(std::string_view expected) const {
+    return std::string_view(source_).substr(position_, expected.size()) == expected;
+  }
 
   // Moves on and counts the lines that were passed.
   void advance(size_t bytes) {
@@ -119,7 +122,8 @@ class Lexer {
       return;
     }
     const char kind = source_[tag + 1];
-    const char sign = tag + 2 < source_.size() && (source_[tag + 2] == '-' || source_[tag + 2] == '+') ? source_[tag + 2] : '\0';
+    const char sign =
+        tag + 2 < source_.size() && (source_[tag + 2] == '-' || source_[tag + 2] == '+') ? source_[tag + 2] : '\0';
     emit_data(tag, sign, kind == '{');
     if (kind == '#') return lex_comment(sign);
     if (kind == '%' && lex_raw()) return;
@@ -187,7 +191,8 @@ class Lexer {
       skip_space();
       if (position_ == source_.size()) fail("unexpected end of template inside a tag");
       if (open.empty()) {
-        const char sign = source_[position_] == '-' || (source_[position_] == '+' && !is_print) ? source_[position_] : '\0';
+        const char sign =
+            source_[position_] == '-' || (source_[position_] == '+' && !is_print) ? source_[position_] : '\0';
         if (std::string_view(source_).substr(position_ + (sign ? 1 : 0), 2) == end_marker) {
           push(is_print ? TokenKind::kPrintEnd : TokenKind::kBlockEnd);
           advance(sign ? 3 : 2);
@@ -225,7 +230,8 @@ class Lexer {
   void lex_number() {
     const char* const prefixes = "bBoOxX";
     const char marker = position_ + 1 < source_.size() ? source_[position_ + 1] : '\0';
-    if (source_[position_] == '0' && marker != '\0' && std::string_view(prefixes).find(marker) != std::string_view::npos) {
+    if (source_[position_] == '0' && marker != '\0' &&
+        std::string_view(prefixes).find(marker) != std::string_view::npos) {
       const int base = marker == 'b' || marker == 'B' ? 2 : marker == 'o' || marker == 'O' ? 8 : 16;
       const size_t end = skip_digits(position_ + 2, [&](char d) {
         return base == 16 ? std::isxdigit(static_cast<unsigned char>(d)) != 0 : d >= '0' && d < '0' + base;
@@ -256,7 +262,8 @@ class Lexer {
     const std::string digits = without_underscores(begin, end);
     int64_t value = 0;
     const auto [last, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, base);
-    if (error != std::errc() || last != digits.data() + digits.size()) fail("the number " + digits.substr(0, 40) + " is too large");
+    if (error != std::errc() || last != digits.data() + digits.size())
+      fail("the number " + digits.substr(0, 40) + " is too large");
     if (base == 10 && digits.size() > 1 && digits[0] == '0' && value != 0) fail("a number may not begin with 0");
     push(TokenKind::kInteger).integer = value;
     position_ = end;
@@ -266,8 +273,8 @@ class Lexer {
     const std::string digits = without_underscores(position_, end);
     double value = 0;
     const auto [last, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (error != std::errc() || last != digits.data() + digits.size()) fail("the number " + digits.substr(0, 40) + " is out of range");
-    push(TokenKind::kReal).real = value;
+    if (last != digits.data() + digits.size()) fail("the number " + digits.substr(0, 40) + " cannot be read");
+    push(TokenKind::kReal).real = error == std::errc() ? value : std::strtod(digits.c_str(), nullptr);  // inf or 0
     position_ = end;
   }
 
@@ -304,7 +311,8 @@ class Lexer {
     } else if (c >= '0' && c <= '7') {
       char32_t code = 0;
       size_t digits = 0;
-      for (++*p; digits < 3 && *p < body.size() && body[*p] >= '0' && body[*p] <= '7'; ++digits) code = code * 8 + static_cast<char32_t>(body[(*p)++] - '0');
+      for (++*p; digits < 3 && *p < body.size() && body[*p] >= '0' && body[*p] <= '7'; ++digits)
+        code = code * 8 + static_cast<char32_t>(body[(*p)++] - '0');
       append_utf8(code, out);
     } else if (c == 'N') {
       fail("character names (\\N{…}) are not supported in strings");
@@ -318,7 +326,8 @@ class Lexer {
     const std::string_view hex = body.substr(*p + 2, digits);
     uint32_t code = 0;
     const auto [last, error] = std::from_chars(hex.data(), hex.data() + hex.size(), code, 16);
-    if (error != std::errc() || hex.size() < digits || last != hex.data() + digits) fail("a string has a broken \\x, \\u or \\U escape");
+    if (error != std::errc() || hex.size() < digits || last != hex.data() + digits)
+      fail("a string has a broken \\x, \\u or \\U escape");
     if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) fail("a string has an escape that is no character");
     append_utf8(code, out);
     *p += 2 + digits;

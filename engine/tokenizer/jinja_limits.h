@@ -43,7 +43,7 @@ class Budget {
     operations_left_ -= operations;
     if (operations_left_ < 0) fail_operations();
   }
-  // Text that is only copied costs 1/16 of text that is looked at character by character.
+  // Text that is only copied costs 1/8 of text that is looked at character by character.
   void spend_copy(size_t bytes) { spend(1 + static_cast<int64_t>(bytes / kBytesCopiedPerOperation)); }
   void spend_scan(size_t bytes) { spend(1 + static_cast<int64_t>(bytes / kBytesScannedPerOperation)); }
 
@@ -70,7 +70,7 @@ class Budget {
 
  private:
   static constexpr size_t kBytesCopiedPerOperation = 256;
-  static constexpr size_t kBytesScannedPerOperation = 16;
+  static constexpr size_t kBytesScannedPerOperation = 32;
   static constexpr int kFramesPerDepth = 15;
 
   [[noreturn]] void fail_operations() const;

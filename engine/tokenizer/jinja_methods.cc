@@ -10,7 +10,7 @@
 namespace headroom::jinja {
 namespace {
 
-using Items = std::vector<Value>;
+using Values = std::vector<Value>;
 
 // ---- strings ----
 
@@ -32,8 +32,8 @@ Value string_replace(Runtime& runtime, const Value& self, const Arguments& argum
 }
 
 // split() without a separator: runs of white space separate, and none is at the ends.
-Items split_at_space(Runtime& runtime, const Text& text, int64_t limit) {
-  Items parts;
+Values split_at_space(Runtime& runtime, const Text& text, int64_t limit) {
+  Values parts;
   const auto skip_space = [&](size_t position) {
     const std::string_view rest = std::string_view(text.bytes).substr(position);
     return position + strip_range(rest, true, false, nullptr).begin;
@@ -41,8 +41,7 @@ Items split_at_space(Runtime& runtime, const Text& text, int64_t limit) {
   size_t position = skip_space(0);
   while (position < text.bytes.size()) {
     if (limit >= 0 && static_cast<int64_t>(parts.size()) == limit) {
-      const size_t end = strip_range(text.bytes, false, true, nullptr).end;
-      parts.push_back(runtime.substring(text, {position, end}));
+      parts.push_back(runtime.substring(text, {position, text.bytes.size()}));
       break;
     }
     const size_t begin = position;
@@ -55,13 +54,12 @@ Items split_at_space(Runtime& runtime, const Text& text, int64_t limit) {
 }
 
 // The same from the right, where it only matters if there is a limit.
-Items split_at_space_from_right(Runtime& runtime, const Text& text, int64_t limit) {
-  Items parts;
+Values split_at_space_from_right(Runtime& runtime, const Text& text, int64_t limit) {
+  Values parts;
   size_t end = strip_range(text.bytes, false, true, nullptr).end;
   while (end > 0) {
     if (limit >= 0 && static_cast<int64_t>(parts.size()) == limit) {
-      const size_t begin = strip_range(std::string_view(text.bytes).substr(0, end), true, false, nullptr).begin;
-      parts.push_back(runtime.substring(text, {begin, end}));
+      parts.push_back(runtime.substring(text, {0, end}));
       break;
     }
     size_t begin = end;
@@ -78,8 +76,8 @@ Items split_at_space_from_right(Runtime& runtime, const Text& text, int64_t limi
   return parts;
 }
 
-Items split_at(Runtime& runtime, const Text& text, std::string_view separator, int64_t limit) {
-  Items parts;
+Values split_at(Runtime& runtime, const Text& text, std::string_view separator, int64_t limit) {
+  Values parts;
   size_t begin = 0;
   while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
     const size_t found = find_bytes(text.bytes, separator, begin);
@@ -91,13 +89,13 @@ Items split_at(Runtime& runtime, const Text& text, std::string_view separator, i
   return parts;
 }
 
-Items split_at_from_right(Runtime& runtime, const Text& text, const std::string& separator, int64_t limit) {
+Values split_at_from_right(Runtime& runtime, const Text& text, const std::string& separator, int64_t limit) {
   // Backwards over the reversed bytes, so that each search goes on where the last one ended.
   const Charge working(&runtime.budget(), text.bytes.size());
   const std::string reversed(text.bytes.rbegin(), text.bytes.rend());
   const std::string reversed_separator(separator.rbegin(), separator.rend());
   const size_t size = text.bytes.size();
-  Items parts;
+  Values parts;
   size_t begin = 0;
   while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
     const size_t found = find_bytes(reversed, reversed_separator, begin);
@@ -128,7 +126,7 @@ Value string_split(Runtime& runtime, const Value& self, const Arguments& argumen
 Value string_splitlines(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters parameters("splitlines", arguments, {"keepends"});
   runtime.budget().spend_scan(self.text().bytes.size());
-  Items lines;
+  Values lines;
   for (const ByteRange range : split_lines(self.text(), parameters.boolean(0, false))) {
     lines.push_back(runtime.substring(self.text(), range));
   }
@@ -145,7 +143,7 @@ Value string_partition(Runtime& runtime, const Value& self, const Arguments& arg
   const size_t found = kFromRight ? find_last_bytes(text.bytes, separator) : find_bytes(text.bytes, separator, 0);
   const Value empty = runtime.string("", false);
   if (found == std::string::npos) {
-    return runtime.tuple(kFromRight ? Items{empty, empty, self} : Items{self, empty, empty});
+    return runtime.tuple(kFromRight ? Values{empty, empty, self} : Values{self, empty, empty});
   }
   return runtime.tuple({runtime.substring(text, {0, found}), runtime.substring(text, {found, found + separator.size()}),
                         runtime.substring(text, {found + separator.size(), text.bytes.size()})});
@@ -164,7 +162,8 @@ std::optional<ByteRange> search_range(Runtime& runtime, const Value& self, const
   const int64_t start = bound(1, 0);
   const int64_t end = std::min(bound(2, count), count);
   if (start > end) return std::nullopt;
-  return ByteRange{character_offset(bytes, static_cast<size_t>(start)), character_offset(bytes, static_cast<size_t>(end))};
+  return ByteRange{character_offset(bytes, static_cast<size_t>(start)),
+                   character_offset(bytes, static_cast<size_t>(end))};
 }
 
 template <bool kAtStart>
@@ -182,7 +181,7 @@ Value string_starts_or_ends(Runtime& runtime, const Value& self, const Arguments
   if (parameters[0].as<SequenceObject>().kind != SequenceKind::kTuple) {
     throw Error("startswith and endswith need a string or a tuple of strings, not " + type_name(parameters[0]));
   }
-  const Items& affixes = parameters[0].as<SequenceObject>().items;
+  const Values& affixes = parameters[0].as<SequenceObject>().items;
   return Value::boolean(std::any_of(affixes.begin(), affixes.end(), matches));
 }
 
@@ -214,17 +213,18 @@ Value string_count(Runtime& runtime, const Value& self, const Arguments& argumen
   const std::string_view text = std::string_view(self.text().bytes).substr(range->begin, range->end - range->begin);
   if (part.empty()) return Value::integer(static_cast<int64_t>(character_count(text)) + 1);
   int64_t count = 0;
-  for (size_t at = find_bytes(text, part, 0); at != std::string::npos; at = find_bytes(text, part, at + part.size())) ++count;
+  for (size_t at = find_bytes(text, part, 0); at != std::string::npos; at = find_bytes(text, part, at + part.size()))
+    ++count;
   return Value::integer(count);
 }
 
 Value string_join(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters parameters("join", arguments, {"iterable"}, 1);
-  const auto sequence = iterate(runtime, parameters[0]);
-  for (const Value& item : sequence->items) {
+  const Items sequence = iterate(runtime, parameters[0]);
+  for (const Value& item : sequence) {
     if (!item.is_string()) throw Error("join: expected str instance, " + type_name(item) + " found");
   }
-  return join_values(runtime, self.text(), sequence->items);
+  return join_values(runtime, self.text(), sequence.list());
 }
 
 template <bool kPrefix>
@@ -297,15 +297,14 @@ Value string_format(Runtime& runtime, const Value& self, const Arguments& argume
 
 Value sequence_count(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters parameters("count", arguments, {"value"}, 1);
-  const Items& items = self.as<SequenceObject>().items;
-  return Value::integer(std::count_if(items.begin(), items.end(), [&](const Value& item) {
-    return equals(runtime.budget(), item, parameters[0]);
-  }));
+  const Values& items = self.as<SequenceObject>().items;
+  return Value::integer(std::count_if(
+      items.begin(), items.end(), [&](const Value& item) { return equals(runtime.budget(), item, parameters[0]); }));
 }
 
 Value sequence_index(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters parameters("index", arguments, {"value"}, 1);
-  const Items& items = self.as<SequenceObject>().items;
+  const Values& items = self.as<SequenceObject>().items;
   for (size_t i = 0; i < items.size(); ++i) {
     if (equals(runtime.budget(), items[i], parameters[0])) return Value::integer(static_cast<int64_t>(i));
   }
@@ -320,7 +319,7 @@ template <SequenceKind kView>
 Value dict_view(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Parameters none("the method", arguments, {});
   const auto& dict = self.as<DictObject>();
-  Items items;
+  Values items;
   for (const auto& [key, value] : dict.entries()) {
     if (kView == SequenceKind::kDictKeys) items.push_back(key);
     if (kView == SequenceKind::kDictValues) items.push_back(value);
@@ -331,6 +330,7 @@ Value dict_view(Runtime& runtime, const Value& self, const Arguments& arguments)
 
 Value dict_get(Runtime&, const Value& self, const Arguments& arguments) {
   const Parameters parameters("get", arguments, {"key", "default"}, 1);
+  if (!arguments.named.empty()) throw Error("get() takes no keyword arguments");
   if (!is_hashable(parameters[0])) throw Error("unhashable type: '" + type_name(parameters[0]) + "'");
   if (const Value* value = self.as<DictObject>().find(parameters[0])) return *value;
   return parameters.has(1) ? parameters[1] : Value::none();
@@ -432,10 +432,13 @@ const Methods* methods_of(const Value& object) {
   if (object.is(Kind::kDict)) return &dict_methods();
   if (!object.is(Kind::kSequence)) return nullptr;
   switch (object.as<SequenceObject>().kind) {
-    case SequenceKind::kList: return &list_methods();
+    case SequenceKind::kList:
+      return &list_methods();
     case SequenceKind::kTuple:
-    case SequenceKind::kRange: return &tuple_methods();
-    default: return nullptr;
+    case SequenceKind::kRange:
+      return &tuple_methods();
+    default:
+      return nullptr;
   }
 }
 
@@ -447,7 +450,8 @@ std::optional<Value> find_method(Runtime& runtime, const Value& object, std::str
   const auto found = methods->find(name);
   if (found == methods->end()) return std::nullopt;
   if (found->second) return runtime.function(found->first, found->second, object);
-  return Value::undefined("access to attribute '" + std::string(name) + "' of '" + type_name(object) + "' object is unsafe.");
+  return runtime.undefined("access to attribute '" + std::string(name) + "' of '" + type_name(object) +
+                           "' object is unsafe.");
 }
 
 Value call_method(Runtime& runtime, const Value& object, std::string_view name, const Arguments& arguments) {

@@ -12,13 +12,20 @@ namespace {
 
 const char* symbol(BinaryOperator op) {
   switch (op) {
-    case BinaryOperator::kAdd: return "+";
-    case BinaryOperator::kSubtract: return "-";
-    case BinaryOperator::kMultiply: return "*";
-    case BinaryOperator::kDivide: return "/";
-    case BinaryOperator::kFloorDivide: return "//";
-    case BinaryOperator::kModulo: return "%";
-    case BinaryOperator::kPower: return "**";
+    case BinaryOperator::kAdd:
+      return "+";
+    case BinaryOperator::kSubtract:
+      return "-";
+    case BinaryOperator::kMultiply:
+      return "*";
+    case BinaryOperator::kDivide:
+      return "/";
+    case BinaryOperator::kFloorDivide:
+      return "//";
+    case BinaryOperator::kModulo:
+      return "%";
+    case BinaryOperator::kPower:
+      return "**";
   }
   CHECK(false) << "an operator without a symbol";
 }
@@ -59,14 +66,24 @@ Value integer_operation(BinaryOperator op, int64_t a, int64_t b, bool from_user)
   int64_t result = 0;
   bool overflows = false;
   switch (op) {
-    case BinaryOperator::kAdd: overflows = __builtin_add_overflow(a, b, &result); break;
-    case BinaryOperator::kSubtract: overflows = __builtin_sub_overflow(a, b, &result); break;
-    case BinaryOperator::kMultiply: overflows = __builtin_mul_overflow(a, b, &result); break;
+    case BinaryOperator::kAdd:
+      overflows = __builtin_add_overflow(a, b, &result);
+      break;
+    case BinaryOperator::kSubtract:
+      overflows = __builtin_sub_overflow(a, b, &result);
+      break;
+    case BinaryOperator::kMultiply:
+      overflows = __builtin_mul_overflow(a, b, &result);
+      break;
     case BinaryOperator::kDivide:
       if (b == 0) fail_division();
       return Value::real(static_cast<double>(a) / static_cast<double>(b), from_user);
-    case BinaryOperator::kFloorDivide: result = floor_divide(a, b); break;
-    case BinaryOperator::kModulo: result = modulo(a, b); break;
+    case BinaryOperator::kFloorDivide:
+      result = floor_divide(a, b);
+      break;
+    case BinaryOperator::kModulo:
+      result = modulo(a, b);
+      break;
     case BinaryOperator::kPower:
       if (b < 0) {
         if (a == 0) fail_division();
@@ -81,16 +98,20 @@ Value integer_operation(BinaryOperator op, int64_t a, int64_t b, bool from_user)
 
 Value real_operation(BinaryOperator op, double a, double b, bool from_user) {
   switch (op) {
-    case BinaryOperator::kAdd: return Value::real(a + b, from_user);
-    case BinaryOperator::kSubtract: return Value::real(a - b, from_user);
-    case BinaryOperator::kMultiply: return Value::real(a * b, from_user);
+    case BinaryOperator::kAdd:
+      return Value::real(a + b, from_user);
+    case BinaryOperator::kSubtract:
+      return Value::real(a - b, from_user);
+    case BinaryOperator::kMultiply:
+      return Value::real(a * b, from_user);
     case BinaryOperator::kDivide:
       if (b == 0) fail_division();
       return Value::real(a / b, from_user);
     case BinaryOperator::kFloorDivide:
       if (b == 0) fail_division();
       return Value::real(std::floor(a / b), from_user);
-    case BinaryOperator::kModulo: return Value::real(real_modulo(a, b), from_user);
+    case BinaryOperator::kModulo:
+      return Value::real(real_modulo(a, b), from_user);
     case BinaryOperator::kPower: {
       if (a == 0 && b < 0) fail_division();
       const double result = std::pow(a, b);
@@ -148,7 +169,8 @@ Value apply_unary(UnaryOperator op, const Value& operand) {
     if (negates && value == std::numeric_limits<int64_t>::min()) fail_overflow();
     return Value::integer(negates ? -value : value, operand.from_user());
   }
-  if (operand.is(Kind::kReal)) return Value::real(negates ? -operand.as_real() : operand.as_real(), operand.from_user());
+  if (operand.is(Kind::kReal))
+    return Value::real(negates ? -operand.as_real() : operand.as_real(), operand.from_user());
   throw Error(std::string("bad operand type for unary ") + (negates ? "-" : "+") + ": '" + type_name(operand) + "'");
 }
 
@@ -164,10 +186,11 @@ Value apply_binary(Runtime& runtime, BinaryOperator op, const Value& left, const
     return real_operation(op, left.as_real(), right.as_real(), from_user);
   }
   if (op == BinaryOperator::kAdd && left.is_string() && right.is_string()) {
+    const bool is_markup = left.is_markup() || right.is_markup();
     TextBuilder text(runtime.budget());
-    text.append(left.text());
-    text.append(right.text());
-    return runtime.string(text);
+    text.append(is_markup ? escape_html(runtime, left).text() : left.text());
+    text.append(is_markup ? escape_html(runtime, right).text() : right.text());
+    return runtime.string(text.take(), is_markup);
   }
   if (op == BinaryOperator::kAdd && is_list_or_tuple(left) && is_list_or_tuple(right) &&
       left.as<SequenceObject>().kind == right.as<SequenceObject>().kind) {
@@ -194,22 +217,30 @@ bool contains(Runtime& runtime, const Value& container, const Value& item) {
     return container.as<DictObject>().find(item) != nullptr;
   }
   if (!is_iterable(container)) throw Error("argument of type '" + type_name(container) + "' is not iterable");
-  const auto items = iterate(runtime, container);
-  return std::any_of(items->items.begin(), items->items.end(),
+  const Items items = iterate(runtime, container);
+  return std::any_of(items.begin(), items.end(),
                      [&](const Value& candidate) { return equals(budget, candidate, item); });
 }
 
 bool compare(Runtime& runtime, CompareOperator op, const Value& left, const Value& right) {
   Budget& budget = runtime.budget();
   switch (op) {
-    case CompareOperator::kEqual: return equals(budget, left, right);
-    case CompareOperator::kNotEqual: return !equals(budget, left, right);
-    case CompareOperator::kLess: return less(budget, left, right);
-    case CompareOperator::kGreater: return less(budget, right, left);
-    case CompareOperator::kLessEqual: return less(budget, left, right) || equals(budget, left, right);
-    case CompareOperator::kGreaterEqual: return less(budget, right, left) || equals(budget, left, right);
-    case CompareOperator::kIn: return contains(runtime, right, left);
-    case CompareOperator::kNotIn: return !contains(runtime, right, left);
+    case CompareOperator::kEqual:
+      return equals(budget, left, right);
+    case CompareOperator::kNotEqual:
+      return !equals(budget, left, right);
+    case CompareOperator::kLess:
+      return less(budget, left, right);
+    case CompareOperator::kGreater:
+      return less(budget, right, left);
+    case CompareOperator::kLessEqual:
+      return less(budget, left, right) || equals(budget, left, right);
+    case CompareOperator::kGreaterEqual:
+      return less(budget, right, left) || equals(budget, left, right);
+    case CompareOperator::kIn:
+      return contains(runtime, right, left);
+    case CompareOperator::kNotIn:
+      return !contains(runtime, right, left);
   }
   CHECK(false) << "a comparison without a meaning";
 }

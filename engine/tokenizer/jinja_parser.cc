@@ -20,7 +20,7 @@ class Parser : public ExpressionParser {
     Template result;
     result.body = parse_body({});
     fail_if_unknown();
-    result.names = take_names();
+    take_names(&result);
     return result;
   }
 
@@ -31,8 +31,12 @@ class Parser : public ExpressionParser {
     Body body;
     while (true) {
       switch (current().kind) {
-        case TokenKind::kData: body.push_back(parse_text()); break;
-        case TokenKind::kPrintBegin: body.push_back(parse_print()); break;
+        case TokenKind::kData:
+          body.push_back(parse_text());
+          break;
+        case TokenKind::kPrintBegin:
+          body.push_back(parse_print());
+          break;
         case TokenKind::kBlockBegin: {
           skip();
           if (std::any_of(ends.begin(), ends.end(), [&](std::string_view end) { return at_name(end); })) return body;
@@ -41,7 +45,8 @@ class Parser : public ExpressionParser {
           break;
         }
         default:
-          if (ends.size() > 0) fail("unexpected end of the template: '" + std::string(*(ends.end() - 1)) + "' is missing");
+          if (ends.size() > 0)
+            fail("unexpected end of the template: '" + std::string(*(ends.end() - 1)) + "' is missing");
           return body;
       }
     }
@@ -84,11 +89,11 @@ class Parser : public ExpressionParser {
   StatementPtr parse_statement() {
     using Rule = StatementPtr (Parser::*)();
     static const std::map<std::string_view, Rule> kRules = {
-        {"for", &Parser::parse_for},           {"if", &Parser::parse_if},
-        {"set", &Parser::parse_set},           {"macro", &Parser::parse_macro},
-        {"call", &Parser::parse_call_block},   {"filter", &Parser::parse_filter_block},
-        {"with", &Parser::parse_with},         {"generation", &Parser::parse_generation},
-        {"break", &Parser::parse_break},       {"continue", &Parser::parse_continue},
+        {"for", &Parser::parse_for},         {"if", &Parser::parse_if},
+        {"set", &Parser::parse_set},         {"macro", &Parser::parse_macro},
+        {"call", &Parser::parse_call_block}, {"filter", &Parser::parse_filter_block},
+        {"with", &Parser::parse_with},       {"generation", &Parser::parse_generation},
+        {"break", &Parser::parse_break},     {"continue", &Parser::parse_continue},
         {"print", &Parser::parse_print_tag},
     };
     if (current().kind != TokenKind::kName) fail("a tag name is expected");
@@ -226,7 +231,11 @@ class Parser : public ExpressionParser {
   StatementPtr parse_print_tag() {
     auto statement = std::make_unique<PrintStatement>(line());
     skip();
-    statement->value = parse_expression();
+    auto values = std::make_unique<Concat>(line());
+    do {
+      values->parts.push_back(parse_expression());
+    } while (skip_operator(","));
+    statement->value = std::move(values);
     return statement;
   }
 

@@ -9,8 +9,8 @@
 
 namespace headroom::jinja {
 
-inline constexpr int kBlockDepthMax = 60;         // nested for, if, macro …
-inline constexpr int kExpressionDepthMax = 200;   // nested brackets, and the length of chains such as a + b + c
+inline constexpr int kBlockDepthMax = 60;        // nested for, if, macro …
+inline constexpr int kExpressionDepthMax = 200;  // nested brackets, and the length of chains such as a + b + c
 inline constexpr size_t kSourceBytesMax = 1 << 20;
 
 Template parse_template(std::string_view source);

@@ -73,12 +73,18 @@ void append_sequence(TextBuilder& out, const SequenceObject& sequence) {
     out.append(end, is_user);
   };
   switch (sequence.kind) {
-    case SequenceKind::kList: return wrap("[", "]");
-    case SequenceKind::kTuple: return wrap("(", sequence.items.size() == 1 ? ",)" : ")");
-    case SequenceKind::kDictKeys: return wrap("dict_keys([", "])");
-    case SequenceKind::kDictValues: return wrap("dict_values([", "])");
-    case SequenceKind::kDictItems: return wrap("dict_items([", "])");
-    case SequenceKind::kGenerator: return out.append("<generator object>", false);
+    case SequenceKind::kList:
+      return wrap("[", "]");
+    case SequenceKind::kTuple:
+      return wrap("(", sequence.items.size() == 1 ? ",)" : ")");
+    case SequenceKind::kDictKeys:
+      return wrap("dict_keys([", "])");
+    case SequenceKind::kDictValues:
+      return wrap("dict_values([", "])");
+    case SequenceKind::kDictItems:
+      return wrap("dict_items([", "])");
+    case SequenceKind::kGenerator:
+      return out.append("<generator object>", false);
     case SequenceKind::kRange: {
       const auto [start, stop, step] = sequence.range;
       const std::string last = step == 1 ? ")" : ", " + std::to_string(step) + ")";
@@ -119,7 +125,10 @@ std::string format_real(double value) {
   const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
   const std::string scientific(buffer, end);
   const size_t e = scientific.find('e');
-  const int exponent = std::atoi(scientific.c_str() + e + 1);
+  const bool negative = scientific[e + 1] == '-';
+  int exponent = 0;
+  std::from_chars(scientific.data() + e + 2, scientific.data() + scientific.size(), exponent);
+  if (negative) exponent = -exponent;
   if (exponent < -4 || exponent >= 16) return scientific;
   std::string fixed(400, '\0');
   fixed.resize(static_cast<size_t>(
@@ -131,16 +140,26 @@ void append_repr(TextBuilder& out, const Value& value) {
   const FrameGuard frame(out.budget());
   out.budget().spend(1);
   switch (value.kind()) {
-    case Kind::kUndefined: return out.append("Undefined", false);
-    case Kind::kNone: return out.append("None", value.from_user());
-    case Kind::kBoolean: return out.append(value.is_true() ? "True" : "False", value.from_user());
-    case Kind::kInteger: return out.append(std::to_string(value.as_integer()), value.from_user());
-    case Kind::kReal: return out.append(format_real(value.as_real()), value.from_user());
-    case Kind::kString: return append_quoted(out, value.text());
-    case Kind::kSequence: return append_sequence(out, value.as<SequenceObject>());
-    case Kind::kDict: return append_entries(out, value.as<DictObject>().entries(), value.as<DictObject>().from_user());
-    case Kind::kNamespace: return append_namespace(out, value.as<NamespaceObject>());
-    case Kind::kMacro: return out.append("<Macro '" + value.as<MacroObject>().statement.spelling + "'>", false);
+    case Kind::kUndefined:
+      return out.append("Undefined", false);
+    case Kind::kNone:
+      return out.append("None", value.from_user());
+    case Kind::kBoolean:
+      return out.append(value.is_true() ? "True" : "False", value.from_user());
+    case Kind::kInteger:
+      return out.append(std::to_string(value.as_integer()), value.from_user());
+    case Kind::kReal:
+      return out.append(format_real(value.as_real()), value.from_user());
+    case Kind::kString:
+      return append_quoted(out, value.text());
+    case Kind::kSequence:
+      return append_sequence(out, value.as<SequenceObject>());
+    case Kind::kDict:
+      return append_entries(out, value.as<DictObject>().entries(), value.as<DictObject>().from_user());
+    case Kind::kNamespace:
+      return append_namespace(out, value.as<NamespaceObject>());
+    case Kind::kMacro:
+      return out.append("<Macro '" + value.as<MacroObject>().statement.spelling + "'>", false);
     case Kind::kFunction:
       return out.append("<function " + std::string(value.as<FunctionObject>().name) + ">", false);
     case Kind::kLoop: {

@@ -83,7 +83,7 @@ Value test_filter(Runtime&, const Value& self, const Arguments&) {
 Value test_test(Runtime&, const Value& self, const Arguments&) {
   return yes_no(self.is_string() && find_test(self.text().bytes));
 }
-Value test_escaped(Runtime&, const Value&, const Arguments&) { return yes_no(false); }
+Value test_escaped(Runtime&, const Value& self, const Arguments&) { return yes_no(self.is_markup()); }
 
 }  // namespace
 

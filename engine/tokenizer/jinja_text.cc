@@ -18,7 +18,9 @@ void add_range(std::vector<ByteRange>& ranges, ByteRange range) {
   }
 }
 
-bool contains(std::string_view set, std::string_view character) { return set.find(character) != std::string_view::npos; }
+bool contains(std::string_view set, std::string_view character) {
+  return set.find(character) != std::string_view::npos;
+}
 
 }  // namespace
 
@@ -38,15 +40,15 @@ void Text::append(const Text& source, size_t begin, size_t end) {
   auto range = std::upper_bound(source.user.begin(), source.user.end(), begin,
                                 [](size_t value, const ByteRange& candidate) { return value < candidate.end; });
   for (; range != source.user.end() && range->begin < end; ++range) {
-    add_range(user, {bytes.size() + std::max(range->begin, begin) - begin,
-                     bytes.size() + std::min(range->end, end) - begin});
+    add_range(user,
+              {bytes.size() + std::max(range->begin, begin) - begin, bytes.size() + std::min(range->end, end) - begin});
   }
   bytes.append(source.bytes, begin, end - begin);
 }
 
 size_t character_count(std::string_view text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }));
+  return static_cast<size_t>(std::count_if(
+      text.begin(), text.end(), [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }));
 }
 
 size_t character_offset(std::string_view text, size_t index) {

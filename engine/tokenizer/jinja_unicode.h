@@ -5,12 +5,13 @@
 
 namespace headroom::jinja {
 
-bool is_space(char32_t character);         // str.isspace
-bool is_line_break(char32_t character);    // str.splitlines
-bool is_printable(char32_t character);     // str.isprintable: what repr() shows as it is
-bool is_alphabetic(char32_t character);    // str.isalpha
-bool is_digit(char32_t character);         // str.isdigit, decimal digits
+bool is_space(char32_t character);       // str.isspace
+bool is_line_break(char32_t character);  // str.splitlines
+bool is_printable(char32_t character);   // str.isprintable: what repr() shows as it is
+bool is_alphabetic(char32_t character);  // str.isalpha
+bool is_digit(char32_t character);       // str.isdigit, decimal digits
 bool is_cased(char32_t character);
+bool is_case_ignorable(char32_t character);  // does not separate a letter from the word around it
 bool is_uppercase(char32_t character);
 bool is_lowercase(char32_t character);
 

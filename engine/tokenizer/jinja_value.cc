@@ -10,6 +10,9 @@
 namespace headroom::jinja {
 namespace {
 
+constexpr int64_t kEntriesPerOperation = 8;    // looked at in a linear search
+constexpr int64_t kKeyBytesPerOperation = 64;  // compared several times on the way through an index
+
 int deepest(const std::vector<Value>& items) {
   int depth = 0;
   for (const Value& item : items) depth = std::max(depth, nesting(item));
@@ -41,9 +44,6 @@ Value Value::real(double value, bool from_user) {
   result.real_ = value;
   return result;
 }
-Value Value::undefined(std::string why) {
-  return object(Kind::kUndefined, std::make_shared<UndefinedObject>(std::move(why)));
-}
 Value Value::object(Kind kind, std::shared_ptr<Object> object) {
   Value result(kind, false);
   result.object_ = std::move(object);
@@ -67,6 +67,7 @@ SequenceObject::SequenceObject(Budget* budget, SequenceKind sequence_kind, std::
 }
 
 std::optional<size_t> DictObject::position(std::string_view key) const {
+  budget_->spend(static_cast<int64_t>(key.size()) / kKeyBytesPerOperation);
   if (entries_.size() >= kIndexedFrom) {
     const auto found = index_.find(key);
     return found == index_.end() ? std::nullopt : std::optional<size_t>(found->second);
@@ -80,8 +81,8 @@ std::optional<size_t> DictObject::position(std::string_view key) const {
 std::optional<size_t> DictObject::position(const Value& key) const {
   if (key.is_string()) return position(key.text().bytes);
   for (size_t i = 0; i < entries_.size(); ++i) {
-    if (budget_) budget_->spend(1);
-    if (!entries_[i].first.is_string() && budget_ && equals(*budget_, entries_[i].first, key)) return i;
+    budget_->spend(1);
+    if (!entries_[i].first.is_string() && equals(*budget_, entries_[i].first, key)) return i;
   }
   return std::nullopt;
 }
@@ -112,6 +113,7 @@ void DictObject::set(Value key, Value value) {
 }
 
 const Value* NamespaceObject::find(std::string_view name) const {
+  budget->spend(static_cast<int64_t>(attributes.size()) / kEntriesPerOperation);
   for (const auto& [key, value] : attributes) {
     if (key == name) return &value;
   }
@@ -119,6 +121,7 @@ const Value* NamespaceObject::find(std::string_view name) const {
 }
 
 void NamespaceObject::set(std::string_view name, Value value) {
+  budget->spend(static_cast<int64_t>(attributes.size()) / kEntriesPerOperation);
   for (auto& [key, present] : attributes) {
     if (key != name) continue;
     present = std::move(value);
@@ -144,7 +147,6 @@ const Value* LoopObject::peek() {
     ahead_begin = 0;
     std::optional<Value> item = draw();
     if (!item) return nullptr;
-    charge.grow(sizeof(Value));
     ahead.push_back(std::move(*item));
   }
   return &ahead[ahead_begin];
@@ -187,9 +189,13 @@ Runtime::~Runtime() {
   for (const auto& object : macros_) object->scope.reset();
 }
 
-Value Runtime::string(Text text) {
+Value Runtime::undefined(std::string why) {
+  return Value::object(Kind::kUndefined, std::make_shared<UndefinedObject>(&budget_, std::move(why)));
+}
+
+Value Runtime::string(Text text, bool is_markup) {
   if (text.bytes.size() > budget_.limits().output_bytes_max) budget_.fail_size();
-  return Value::object(Kind::kString, std::make_shared<StringObject>(&budget_, std::move(text)));
+  return Value::object(Kind::kString, std::make_shared<StringObject>(&budget_, std::move(text), is_markup));
 }
 
 Value Runtime::string(std::string_view bytes, bool is_user) {
@@ -235,27 +241,37 @@ Value Runtime::macro(const MacroStatement& statement, std::shared_ptr<Scope> sco
 
 int nesting(const Value& value) {
   switch (value.kind()) {
-    case Kind::kSequence: return value.as<SequenceObject>().depth;
-    case Kind::kDict: return value.as<DictObject>().depth();
-    case Kind::kFunction: return 1 + nesting(value.as<FunctionObject>().receiver);
-    default: return 0;
+    case Kind::kSequence:
+      return value.as<SequenceObject>().depth;
+    case Kind::kDict:
+      return value.as<DictObject>().depth();
+    case Kind::kFunction:
+      return 1 + nesting(value.as<FunctionObject>().receiver);
+    default:
+      return 0;
   }
 }
 
 bool is_truthy(const Value& value) {
   switch (value.kind()) {
     case Kind::kUndefined:
-    case Kind::kNone: return false;
+    case Kind::kNone:
+      return false;
     case Kind::kBoolean:
-    case Kind::kInteger: return value.as_integer() != 0;
-    case Kind::kReal: return value.as_real() != 0;
-    case Kind::kString: return !value.text().bytes.empty();
+    case Kind::kInteger:
+      return value.as_integer() != 0;
+    case Kind::kReal:
+      return value.as_real() != 0;
+    case Kind::kString:
+      return !value.text().bytes.empty();
     case Kind::kSequence: {
       const auto& sequence = value.as<SequenceObject>();
       return sequence.kind == SequenceKind::kGenerator || !sequence.items.empty();
     }
-    case Kind::kDict: return !value.as<DictObject>().entries().empty();
-    default: return true;
+    case Kind::kDict:
+      return !value.as<DictObject>().entries().empty();
+    default:
+      return true;
   }
 }
 
@@ -265,8 +281,10 @@ bool is_iterable(const Value& value) {
     case Kind::kString:
     case Kind::kSequence:
     case Kind::kDict:
-    case Kind::kLoop: return true;
-    default: return false;
+    case Kind::kLoop:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -277,62 +295,89 @@ bool is_hashable(const Value& value) {
   switch (sequence.kind) {
     case SequenceKind::kList:
     case SequenceKind::kDictKeys:
-    case SequenceKind::kDictItems: return false;
-    case SequenceKind::kTuple: return std::all_of(sequence.items.begin(), sequence.items.end(), is_hashable);
-    default: return true;
+    case SequenceKind::kDictItems:
+      return false;
+    case SequenceKind::kTuple:
+      return std::all_of(sequence.items.begin(), sequence.items.end(), is_hashable);
+    default:
+      return true;
   }
 }
 
 std::string type_name(const Value& value) {
   switch (value.kind()) {
-    case Kind::kUndefined: return "Undefined";
-    case Kind::kNone: return "NoneType";
-    case Kind::kBoolean: return "bool";
-    case Kind::kInteger: return "int";
-    case Kind::kReal: return "float";
-    case Kind::kString: return "str";
-    case Kind::kDict: return "dict";
-    case Kind::kNamespace: return "Namespace";
-    case Kind::kMacro: return "Macro";
-    case Kind::kFunction: return "builtin_function_or_method";
-    case Kind::kLoop: return "LoopContext";
-    case Kind::kSequence: break;
+    case Kind::kUndefined:
+      return "Undefined";
+    case Kind::kNone:
+      return "NoneType";
+    case Kind::kBoolean:
+      return "bool";
+    case Kind::kInteger:
+      return "int";
+    case Kind::kReal:
+      return "float";
+    case Kind::kString:
+      return "str";
+    case Kind::kDict:
+      return "dict";
+    case Kind::kNamespace:
+      return "Namespace";
+    case Kind::kMacro:
+      return "Macro";
+    case Kind::kFunction:
+      return "builtin_function_or_method";
+    case Kind::kLoop:
+      return "LoopContext";
+    case Kind::kSequence:
+      break;
   }
   switch (value.as<SequenceObject>().kind) {
-    case SequenceKind::kList: return "list";
-    case SequenceKind::kTuple: return "tuple";
-    case SequenceKind::kRange: return "range";
-    case SequenceKind::kGenerator: return "generator";
-    case SequenceKind::kDictKeys: return "dict_keys";
-    case SequenceKind::kDictValues: return "dict_values";
-    case SequenceKind::kDictItems: return "dict_items";
+    case SequenceKind::kList:
+      return "list";
+    case SequenceKind::kTuple:
+      return "tuple";
+    case SequenceKind::kRange:
+      return "range";
+    case SequenceKind::kGenerator:
+      return "generator";
+    case SequenceKind::kDictKeys:
+      return "dict_keys";
+    case SequenceKind::kDictValues:
+      return "dict_values";
+    case SequenceKind::kDictItems:
+      return "dict_items";
   }
   CHECK(false) << "a value without a type";
 }
 
 int64_t length(Runtime& runtime, const Value& value) {
   switch (value.kind()) {
-    case Kind::kUndefined: return 0;
+    case Kind::kUndefined:
+      return 0;
     case Kind::kString:
       runtime.budget().spend_scan(value.text().bytes.size());
       return static_cast<int64_t>(character_count(value.text().bytes));
     case Kind::kSequence:
       if (value.as<SequenceObject>().kind == SequenceKind::kGenerator) break;
       return static_cast<int64_t>(value.as<SequenceObject>().items.size());
-    case Kind::kDict: return static_cast<int64_t>(value.as<DictObject>().entries().size());
-    case Kind::kLoop: return value.as<LoopObject>().length();
-    default: break;
+    case Kind::kDict:
+      return static_cast<int64_t>(value.as<DictObject>().entries().size());
+    case Kind::kLoop:
+      return value.as<LoopObject>().length();
+    default:
+      break;
   }
   throw Error("object of type '" + type_name(value) + "' has no len()");
 }
 
-std::shared_ptr<SequenceObject> iterate(Runtime& runtime, const Value& value) {
+Items iterate(Runtime& runtime, const Value& value) {
   std::vector<Value> items;
   switch (value.kind()) {
-    case Kind::kUndefined: break;
+    case Kind::kUndefined:
+      break;
     case Kind::kSequence: {
       auto sequence = value.share<SequenceObject>();
-      if (sequence->kind != SequenceKind::kGenerator) return sequence;
+      if (sequence->kind != SequenceKind::kGenerator) return Items(std::move(sequence));
       items.assign(sequence->items.begin() + static_cast<ptrdiff_t>(sequence->taken), sequence->items.end());
       sequence->taken = sequence->items.size();
       break;
@@ -349,9 +394,10 @@ std::shared_ptr<SequenceObject> iterate(Runtime& runtime, const Value& value) {
       }
       break;
     }
-    default: throw Error("'" + type_name(value) + "' object is not iterable");
+    default:
+      throw Error("'" + type_name(value) + "' object is not iterable");
   }
-  return runtime.list(std::move(items)).share<SequenceObject>();
+  return Items(runtime.list(std::move(items)).share<SequenceObject>());
 }
 
 // ---- comparison ----
@@ -362,14 +408,16 @@ bool equals(Budget& budget, const Value& a, const Value& b) {
   if (a.is_number() && b.is_number()) {
     if (a.is_integral() && b.is_integral()) return a.as_integer() == b.as_integer();
     const auto exact = [](const Value& value) {
-      return value.is_integral() ? static_cast<long double>(value.as_integer()) : static_cast<long double>(value.as_real());
+      return value.is_integral() ? static_cast<long double>(value.as_integer())
+                                 : static_cast<long double>(value.as_real());
     };
     return exact(a) == exact(b);
   }
   if (a.kind() != b.kind()) return false;
   switch (a.kind()) {
     case Kind::kUndefined:
-    case Kind::kNone: return true;
+    case Kind::kNone:
+      return true;
     case Kind::kString:
       budget.spend_copy(std::min(a.text().bytes.size(), b.text().bytes.size()));
       return a.text().bytes == b.text().bytes;
@@ -394,7 +442,8 @@ bool equals(Budget& budget, const Value& a, const Value& b) {
       }
       return true;
     }
-    default: return a.identity() == b.identity();
+    default:
+      return a.identity() == b.identity();
   }
 }
 

@@ -50,16 +50,20 @@ struct Object {
 };
 
 struct StringObject final : Object {
-  StringObject(Budget* budget, Text value)
+  StringObject(Budget* budget, Text value, bool markup = false)
       : charge(budget, sizeof(StringObject) + value.bytes.size() + value.user.size() * sizeof(ByteRange)),
-        text(std::move(value)) {}
+        text(std::move(value)),
+        is_markup(markup) {}
   Charge charge;
   const Text text;
+  const bool is_markup;  // made by the filters safe and escape: what is added to it is escaped for HTML
 };
 
 // Why a value is missing: printed as nothing, an error when it is used for anything else.
 struct UndefinedObject final : Object {
-  explicit UndefinedObject(std::string why) : message(std::move(why)) {}
+  UndefinedObject(Budget* budget, std::string why)
+      : charge(budget, sizeof(UndefinedObject) + why.size()), message(std::move(why)) {}
+  Charge charge;
   const std::string message;
 };
 
@@ -70,7 +74,6 @@ class Value {
   static Value boolean(bool value, bool from_user = false);
   static Value integer(int64_t value, bool from_user = false);
   static Value real(double value, bool from_user = false);
-  static Value undefined(std::string why);
   static Value object(Kind kind, std::shared_ptr<Object> object);
   static Value literal(std::string_view text);  // a string of the template, charged to no budget
 
@@ -85,9 +88,10 @@ class Value {
   // Scalars: came from the request. Other kinds carry their origin in the object.
   bool from_user() const { return from_user_; }
 
-  int64_t as_integer() const { return integer_; }  // REQUIRES: is_integral
-  double as_real() const { return is_integral() ? static_cast<double>(integer_) : real_; }  // REQUIRES: is_number
+  int64_t as_integer() const { return integer_; }                                             // REQUIRES: is_integral
+  double as_real() const { return is_integral() ? static_cast<double>(integer_) : real_; }    // REQUIRES: is_number
   const Text& text() const { return static_cast<const StringObject*>(object_.get())->text; }  // REQUIRES: is_string
+  bool is_markup() const { return is_string() && static_cast<const StringObject*>(object_.get())->is_markup; }
   template <class T>
   T& as() const {
     return static_cast<T&>(*object_);
@@ -135,7 +139,7 @@ class DictObject final : public Object {
   int depth() const { return depth_; }
 
  private:
-  static constexpr size_t kIndexedFrom = 8;  // fewer entries are found faster by looking at each
+  static constexpr size_t kIndexedFrom = 8;                      // fewer entries are found faster by looking at each
   static constexpr size_t kEntryBytes = 2 * sizeof(Value) + 96;  // with its node of the index
 
   std::optional<size_t> position(std::string_view key) const;
@@ -150,9 +154,11 @@ class DictObject final : public Object {
 };
 
 struct NamespaceObject final : Object {
-  explicit NamespaceObject(Budget* budget) : charge(budget, sizeof(NamespaceObject)) {}
+  explicit NamespaceObject(Budget* object_budget)
+      : budget(object_budget), charge(object_budget, sizeof(NamespaceObject)) {}
   const Value* find(std::string_view name) const;
   void set(std::string_view name, Value value);
+  Budget* const budget;
   Charge charge;
   std::vector<std::pair<std::string, Value>> attributes;
 };
@@ -220,7 +226,8 @@ class Runtime {
   Budget& budget() { return budget_; }
   std::optional<int64_t> now_unix_seconds() const { return now_unix_seconds_; }
 
-  Value string(Text text);
+  Value undefined(std::string why);
+  Value string(Text text, bool is_markup = false);
   Value string(std::string_view bytes, bool is_user);
   Value string(TextBuilder& builder) { return string(builder.take()); }
   Value substring(const Text& text, ByteRange range);
@@ -241,8 +248,24 @@ class Runtime {
   std::vector<std::shared_ptr<MacroObject>> macros_;
 };
 
-// The items of a value that can be iterated, without copying those of a list. Consumes a generator.
-std::shared_ptr<SequenceObject> iterate(Runtime& runtime, const Value& value);
+// The items of a value that can be iterated. Keeps the list alive, so it may be the range of a for loop.
+class Items {
+ public:
+  explicit Items(std::shared_ptr<SequenceObject> sequence) : sequence_(std::move(sequence)) {}
+  size_t size() const { return sequence_->items.size(); }
+  bool empty() const { return sequence_->items.empty(); }
+  const Value& operator[](size_t index) const { return sequence_->items[index]; }
+  auto begin() const { return sequence_->items.begin(); }
+  auto end() const { return sequence_->items.end(); }
+  const std::vector<Value>& list() const& { return sequence_->items; }
+  const std::vector<Value>& list() && = delete;  // would not outlive this
+  std::shared_ptr<SequenceObject> share() const { return sequence_; }
+
+ private:
+  std::shared_ptr<SequenceObject> sequence_;
+};
+// Does not copy the items of a list. Consumes a generator.
+Items iterate(Runtime& runtime, const Value& value);
 bool is_iterable(const Value& value);
 
 bool is_truthy(const Value& value);

@@ -40,6 +40,6 @@ int main() {
     } catch (const std::runtime_error& error) {
       answer = {{"error", error.what()}};
     }
-    std::cout << answer.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    std::cout << answer.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
   }
 }
