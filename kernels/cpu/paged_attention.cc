@@ -12,6 +12,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/paged_attention.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/simd-inl.h"
 
@@ -25,8 +26,9 @@ namespace headroom::cpu {
 
 constexpr int kTileQueryRows = 32;  // the largest group
 constexpr int kBlockKeys = 32;
+constexpr int kChunkKeys = 16;  // the smallest page: keys of one chunk are neighbours in memory
 constexpr int32_t kSplitKeys = 512;
-static_assert(kSplitKeys % kBlockKeys == 0);
+static_assert(kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
 
@@ -120,6 +122,7 @@ namespace HWY_NAMESPACE {
 using cpu::AttentionCall;
 using cpu::AttentionTile;
 using cpu::kBlockKeys;
+using cpu::kChunkKeys;
 using cpu::KeyRange;
 using cpu::kTileQueryRows;
 using cpu::SoftmaxState;
@@ -128,91 +131,131 @@ using cpu::visible;
 
 constexpr int kBlockVectors = kBlockKeys / kLanes;
 
-// Points at the K and V rows of the keys in `range`, at most kBlockKeys of them.
+// Where the K and V rows of a block lie. Keys come in chunks of kChunkKeys whose rows are neighbours in a page.
 template <DType type>
 struct BlockRows {
-  const Element<type>* k[kBlockKeys];
-  const Element<type>* v[kBlockKeys];
+  const Element<type>* k[kBlockKeys / kChunkKeys];  // null: the chunk has no key of the range, and maybe no page
+  const Element<type>* v[kBlockKeys / kChunkKeys];
+  int64_t head_dim;
 
-  BlockRows(const AttentionCall& call, const AttentionTile& tile, KeyRange range) {
+  BlockRows(const AttentionCall& call, const AttentionTile& tile, int32_t block, KeyRange range) : head_dim(call.layer.head_dim) {
     const KvLayer& layer = call.layer;
-    const int64_t head_elements = int64_t{layer.page_tokens} * layer.head_dim;
-    for (int32_t j = range.begin; j < range.end; ++j) {
-      const int32_t page = tile.page_table[j / layer.page_tokens];
-      const std::byte* data = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
-      const Element<type>* head = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements;
-      k[j - range.begin] = head + int64_t{j % layer.page_tokens} * layer.head_dim;
-      v[j - range.begin] = k[j - range.begin] + layer.kv_heads * head_elements;
+    const int64_t head_elements = int64_t{layer.page_tokens} * head_dim;
+    for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
+      const int32_t first = block + c * kChunkKeys;
+      k[c] = v[c] = nullptr;
+      if (first + kChunkKeys <= range.begin || first >= range.end) continue;
+      const size_t page = static_cast<size_t>(tile.page_table[first / layer.page_tokens]);
+      const std::byte* data = layer.data + page * layer.page_stride_bytes;
+      k[c] = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements + first % layer.page_tokens * head_dim;
+      v[c] = k[c] + layer.kv_heads * head_elements;
     }
   }
+
+  const Element<type>* value(int32_t key) const { return v[key / kChunkKeys] + key % kChunkKeys * head_dim; }
 };
 
-// to[i][0 .. 4) = element i of four key rows, in squares of four.
 #if HWY_TARGET == HWY_SCALAR
 template <DType type>
-HWY_INLINE void transpose_four_keys(float* to, const Element<type>* const* rows, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; ++i) {
-    for (int j = 0; j < 4; ++j) to[i * kBlockKeys + j] = element_to_f32<type>(rows[j][i]);
-  }
+HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>*, const Element<type>*, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; ++i) to[i * kBlockKeys] = element_to_f32<type>(rows[i]);
 }
 #else
-template <DType type>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> load4_f32(const Element<type>* from) {
-  const hn::FixedTag<float, 4> d;
-  if constexpr (type == DType::kF32) {
-    return hn::LoadU(d, from);
-  } else if constexpr (type == DType::kBF16) {
-    const hn::FixedTag<uint32_t, 4> d32;
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(hn::FixedTag<uint16_t, 4>(), from))));
+// 16 bytes of every fourth row, side by side.
+template <class D, class T>
+HWY_INLINE hn::Vec<D> gather_rows(D d, const T* from, int64_t stride) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(d, reinterpret_cast<const hn::TFromD<D>*>(from));
   } else {
-    return hn::PromoteTo(d, hn::LoadU(hn::FixedTag<hwy::float16_t, 4>(), reinterpret_cast<const hwy::float16_t*>(from)));
+    const hn::Half<D> half;
+    const T* upper = from + static_cast<int64_t>(hn::MaxLanes(D())) / 2 * stride;
+    return hn::Combine(d, gather_rows(half, upper, stride), gather_rows(half, from, stride));
   }
 }
 
+// Four vectors of [row / 4][4 words], of rows 0, 1, 2, 3 modulo 4, become four vectors that each have one word of all rows in order.
+template <class D, class V>
+HWY_INLINE void transpose_words(D d, V (&words)[4]) {
+  const hn::RepartitionToWide<D> wide;
+  const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(d, words[0], words[1]));
+  const auto ab_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[0], words[1]));
+  const auto ce_low = hn::BitCast(wide, hn::InterleaveLower(d, words[2], words[3]));
+  const auto ce_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[2], words[3]));
+  words[0] = hn::BitCast(d, hn::InterleaveLower(wide, ab_low, ce_low));
+  words[1] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_low, ce_low));
+  words[2] = hn::BitCast(d, hn::InterleaveLower(wide, ab_high, ce_high));
+  words[3] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_high, ce_high));
+}
+
+// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of the next block's keys and
+// values are asked for, a few lines at a time, because a burst of prefetches fills the core's miss buffers and stalls it.
+template <size_t kBytes, class T>
+HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
+  const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
+  for (size_t line = 0; line < kBytes; line += 64) hwy::Prefetch(begin + line);
+}
+
+// to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element or two 16-bit ones, which widen after the transpose.
+// `ahead_k` and `ahead_v`, unless null: the same rows of the next block.
 template <DType type>
-HWY_INLINE void transpose_four_keys(float* to, const Element<type>* const* rows, int64_t head_dim) {
-  const hn::FixedTag<float, 4> d4;
-  const hn::FixedTag<uint64_t, 2> d64;
-  for (int64_t i = 0; i < head_dim; i += 4) {
-    const auto a = load4_f32<type>(rows[0] + i);
-    const auto b = load4_f32<type>(rows[1] + i);
-    const auto c = load4_f32<type>(rows[2] + i);
-    const auto d = load4_f32<type>(rows[3] + i);
-    const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d4, a, b));
-    const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d4, a, b));
-    const auto cd_low = hn::BitCast(d64, hn::InterleaveLower(d4, c, d));
-    const auto cd_high = hn::BitCast(d64, hn::InterleaveUpper(d4, c, d));
-    hn::Store(hn::BitCast(d4, hn::InterleaveLower(d64, ab_low, cd_low)), d4, to + (i + 0) * kBlockKeys);
-    hn::Store(hn::BitCast(d4, hn::InterleaveUpper(d64, ab_low, cd_low)), d4, to + (i + 1) * kBlockKeys);
-    hn::Store(hn::BitCast(d4, hn::InterleaveLower(d64, ab_high, cd_high)), d4, to + (i + 2) * kBlockKeys);
-    hn::Store(hn::BitCast(d4, hn::InterleaveUpper(d64, ab_high, cd_high)), d4, to + (i + 3) * kBlockKeys);
+HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k, const Element<type>* ahead_v,
+                               int64_t head_dim) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> d32;
+  constexpr int kPerWord = type == DType::kF32 ? 1 : 2;
+  for (int64_t i = 0; i < head_dim; i += 4 * kPerWord) {
+    if (ahead_k != nullptr) {
+      prefetch_ahead<kLanes * 16>(ahead_k, i * kLanes);
+      prefetch_ahead<kLanes * 16>(ahead_v, i * kLanes);
+    }
+    hn::Vec<decltype(d32)> words[4];
+    HEADROOM_UNROLL
+    for (int row = 0; row < 4; ++row) words[row] = gather_rows(d32, rows + row * head_dim + i, head_dim);
+    transpose_words(d32, words);
+    HEADROOM_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      float* out = to + (i + word * kPerWord) * kBlockKeys;
+      if constexpr (type == DType::kF32) {
+        hn::Store(hn::BitCast(d, words[word]), d, out);
+      } else if constexpr (type == DType::kBF16) {
+        hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(words[word])), d, out);
+        hn::Store(hn::BitCast(d, hn::And(words[word], hn::Set(d32, 0xFFFF0000u))), d, out + kBlockKeys);
+      } else {
+        const hn::Rebind<uint16_t, DF> d16;
+        const hn::Rebind<hwy::float16_t, DF> half;
+        const auto low = hn::TruncateTo(d16, hn::And(words[word], hn::Set(d32, 0xFFFFu)));
+        const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(words[word]));
+        hn::Store(hn::PromoteTo(d, hn::BitCast(half, low)), d, out);
+        hn::Store(hn::PromoteTo(d, hn::BitCast(half, high)), d, out + kBlockKeys);
+      }
+    }
   }
 }
-
 #endif
 
-// The block's keys of `range`, transposed to [head_dim][kBlockKeys] at their places in the block; the lanes of other keys hold
-// anything finite and are masked later.
+// The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed with the
+// others: a lane meets no other lane until it has been masked.
 template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows, KeyRange range, int32_t block, int64_t head_dim) {
-  for (int32_t j = block / 4 * 4; j < block + kBlockKeys; j += 4) {
-    if (j + 4 <= range.begin || j >= range.end) continue;
-    const Element<type>* four[4];
-    for (int32_t i = 0; i < 4; ++i) four[i] = rows.k[std::clamp(j + i, range.begin, range.end - 1) - range.begin];
-    transpose_four_keys<type>(to + (j - block), four, head_dim);
+void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& next) {
+  for (int32_t j = 0; j < kBlockKeys; j += kLanes) {
+    const int32_t c = j / kChunkKeys;
+    if (rows.k[c] == nullptr) continue;
+    const int64_t at = j % kChunkKeys * rows.head_dim;
+    const bool ahead = next.k[c] != nullptr;
+    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? next.k[c] + at : nullptr, ahead ? next.v[c] + at : nullptr, rows.head_dim);
   }
 }
 
-// The values of `range` as rows [kBlockKeys][padded_dim] at their places in the block.
+// The values of keys [begin, end) of the block as rows [kBlockKeys][padded_dim].
 template <DType type>
-void load_values(float* to, const BlockRows<type>& rows, KeyRange range, int32_t block, int64_t head_dim, int64_t padded_dim) {
+void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
   const DF d;
-  for (int32_t j = range.begin; j < range.end; ++j) {
-    const Element<type>* from = rows.v[j - range.begin];
-    float* row = to + (j - block) * padded_dim;
+  for (int32_t j = begin; j < end; ++j) {
+    const Element<type>* from = rows.value(j);
+    float* row = to + j * padded_dim;
     int64_t i = 0;
-    for (; i + kLanes <= head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
-    for (; i < head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
+    for (; i + kLanes <= rows.head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
+    for (; i < rows.head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
   }
 }
 
@@ -265,6 +308,45 @@ void mix_rows(float* accumulator, const float* decay, const float* weights, cons
   }
   for (; i < padded_dim; i += kLanes) {
     mix_columns<kRows, 1>(accumulator + i, decay, weights, values + i, steps, padded_dim);
+  }
+}
+
+// mix_rows on values as they are stored: few enough rows that each value is widened only once, in registers.
+template <DType type, int kRows>
+void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows, int32_t begin, int32_t end,
+                     int64_t padded_dim) {
+  const DF d;
+  // More columns at once where there are few rows: enough chains to hide the latency of an addition.
+  constexpr int kVectors = kRows * 2 <= kTileRows ? 2 * kTileVectors : kTileVectors;
+  for (int64_t i = 0; i < rows.head_dim; i += kVectors * kLanes) {
+    const int vectors = static_cast<int>(HWY_MIN(int64_t{kVectors}, (rows.head_dim - i) / kLanes));
+    with_static_count<kVectors>(vectors, [&](auto count) HWY_ATTR {
+      constexpr int kCount = decltype(count)::value;
+      VF acc[kRows][kCount];
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VF factor = hn::Set(d, decay[r]);
+        HEADROOM_UNROLL
+        for (int v = 0; v < kCount; ++v) acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
+      }
+      for (int32_t j = begin; j < end; ++j) {
+        const Element<type>* value = rows.value(j) + i;
+        VF widened[kCount];
+        HEADROOM_UNROLL
+        for (int v = 0; v < kCount; ++v) widened[v] = load_f32<type>(value + v * kLanes);
+        HEADROOM_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const VF weight = hn::Set(d, weights[r * kBlockKeys + j]);
+          HEADROOM_UNROLL
+          for (int v = 0; v < kCount; ++v) acc[r][v] = hn::MulAdd(weight, widened[v], acc[r][v]);
+        }
+      }
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        HEADROOM_UNROLL
+        for (int v = 0; v < kCount; ++v) hn::Store(acc[r][v], d, accumulator + r * padded_dim + i + v * kLanes);
+      }
+    });
   }
 }
 
@@ -328,13 +410,14 @@ HWY_INLINE void exp2_rows(float* values) {
 
 // Takes one block of keys into the split's state of every row that sees some of them.
 template <DType type>
-void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range) {
+void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range,
+                  KeyRange next_range) {
   const int64_t head_dim = call.params.head_dim;
   const int64_t padded_dim = call.padded_dim();
   const int group = call.group();
   const float scale_log2 = call.params.scale * 1.44269504f;
-  const BlockRows<type> rows(call, tile, block_range);
-  load_keys<type>(memory.keys, rows, block_range, block, head_dim);
+  const BlockRows<type> rows(call, tile, block, block_range);
+  load_keys<type>(memory.keys, rows, BlockRows<type>(call, tile, block + kBlockKeys, next_range));
   for_register_tiles(0, call.rows(tile), [&](int first, auto count) HWY_ATTR {
     score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, head_dim);
   });
@@ -359,7 +442,14 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     }
   }
 
-  load_values<type>(memory.values, rows, block_range, block, head_dim, padded_dim);
+  if (uniform && call.rows(tile) <= kTileRows && head_dim % kLanes == 0) {
+    with_static_count<kTileRows>(call.rows(tile), [&](auto count) HWY_ATTR {
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, rows, ranges[0].begin - block,
+                                                    ranges[0].end - block, padded_dim);
+    });
+    return;
+  }
+  load_values<type>(memory.values, rows, block_range.begin - block, block_range.end - block, padded_dim);
   // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has its own.
   const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
   for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
@@ -382,7 +472,9 @@ void attend_split(const AttentionCall& call, const AttentionTile& tile, TileMemo
   const int32_t end = std::min((split + 1) * cpu::kSplitKeys, seen.end);
   for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
-    if (!range.empty()) attend_block<type>(call, tile, memory, block, range);
+    if (range.empty()) continue;
+    const KeyRange next{block + kBlockKeys, std::min(block + 2 * kBlockKeys, end)};
+    attend_block<type>(call, tile, memory, block, range, next);
   }
 }
 
