@@ -4,6 +4,7 @@
 #include <pcre2.h>
 
 #include <array>
+#include <chrono>
 #include <stdexcept>
 
 #include "kernels/check.h"
@@ -211,8 +212,12 @@ void RegexDelete::operator()(pcre2_real_code_8* code) const { pcre2_code_free(co
 void RegexDelete::operator()(pcre2_real_match_context_8* context) const { pcre2_match_context_free(context); }
 void RegexDelete::operator()(pcre2_real_match_data_8* data) const { pcre2_match_data_free(data); }
 
-RegexScratch::RegexScratch() : data_(pcre2_match_data_create(1, nullptr)) {
-  if (data_ == nullptr) throw std::bad_alloc();
+RegexScratch::RegexScratch()
+    : data_(pcre2_match_data_create(1, nullptr)), context_(pcre2_match_context_create(nullptr)) {
+  if (data_ == nullptr || context_ == nullptr) throw std::bad_alloc();
+  // Enough to give back the longest text one character at a time, as o200k does with a text in capitals; about a
+  // second.
+  pcre2_set_match_limit(context_.get(), 1 << 27);
 }
 
 std::string translate_oniguruma(std::string_view pattern) { return Translator(pattern).run(); }
@@ -223,37 +228,66 @@ Regex::Regex(std::string_view pattern) : pattern_(pattern) {
   const std::string translated = translate_oniguruma(pattern);
   const std::unique_ptr<pcre2_compile_context, CompileContextDelete> compile_context(
       pcre2_compile_context_create(nullptr));
-  context_.reset(pcre2_match_context_create(nullptr));
-  if (compile_context == nullptr || context_ == nullptr) throw std::bad_alloc();
+  if (compile_context == nullptr) throw std::bad_alloc();
   pcre2_set_newline(compile_context.get(), PCRE2_NEWLINE_LF);
   int error = 0;
   size_t error_offset = 0;
   code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                            PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C,
+                            PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C |
+                                PCRE2_USE_OFFSET_LIMIT,
                             &error, &error_offset, compile_context.get()));
   if (code_ == nullptr) throw std::runtime_error("regular expression /" + pattern_ + "/: " + pcre2_message(error));
   // A machine that forbids writable code pages has no JIT: the interpreter then does the same work more slowly.
   jit_ = pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE) == 0;
 }
 
-bool Regex::find(std::string_view text, size_t begin, RegexScratch* scratch, TextRange* match) const {
-  CHECK_LE(begin, text.size());
+void Regex::fail(const std::string& reason) const {
+  throw std::runtime_error("the text could not be split by /" + pattern_ + "/: " + reason);
+}
+
+// One call of PCRE2: matches that begin in [begin, start_max].
+int Regex::search(std::string_view text, size_t begin, size_t start_max, RegexScratch* scratch) const {
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.empty() ? "" : text.data());
   pcre2_match_data* data = scratch->data_.get();
+  pcre2_match_context* context = scratch->context_.get();
+  pcre2_set_offset_limit(context, start_max);
   int result = PCRE2_ERROR_JIT_STACKLIMIT;
-  if (jit_)
-    result = pcre2_jit_match(code_.get(), subject, text.size(), begin, PCRE2_NO_UTF_CHECK, data, context_.get());
-  if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
-    result =
-        pcre2_match(code_.get(), subject, text.size(), begin, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, context_.get());
+  if (jit_) result = pcre2_jit_match(code_.get(), subject, text.size(), begin, PCRE2_NO_UTF_CHECK, data, context);
+  if (result != PCRE2_ERROR_JIT_STACKLIMIT) return result;
+  return pcre2_match(code_.get(), subject, text.size(), begin, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, context);
+}
+
+// PCRE2 limits the work that begins at one character, not their sum. So the search goes in slices of starting points,
+// few if the text is long: even if each of them reads the text to its end, a slice takes a fraction of a second, and
+// between slices the time is looked at.
+bool Regex::find(std::string_view text, size_t begin, RegexScratch* scratch, TextRange* match) const {
+  using Clock = std::chrono::steady_clock;
+  constexpr size_t kSliceSteps = size_t{1} << 27;
+  constexpr double kVainSecondsMax = 2;
+  constexpr double kVainSecondsPerByteMax = 1e-7;
+  CHECK_LE(begin, text.size());
+  Clock::time_point last;
+  for (bool first = true;; first = false) {
+    const size_t starts = kSliceSteps / (text.size() - begin + 1) + 1;
+    const bool is_last = starts > text.size() - begin;
+    const int result = search(text, begin, is_last ? PCRE2_UNSET : begin + starts - 1, scratch);
+    if (result > 0) {
+      const size_t* range = pcre2_get_ovector_pointer(scratch->data_.get());
+      *match = {range[0], range[1]};
+      CHECK_LE(match->begin, match->end);
+      return true;
+    }
+    if (result != PCRE2_ERROR_NOMATCH) fail(pcre2_message(result));
+    if (is_last) return false;
+    begin += starts;
+    while (begin < text.size() && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) ++begin;
+    const Clock::time_point now = Clock::now();
+    if (!first) scratch->vain_seconds_ += std::chrono::duration<double>(now - last).count();
+    last = now;
+    if (scratch->vain_seconds_ > kVainSecondsMax + kVainSecondsPerByteMax * static_cast<double>(text.size())) {
+      fail("it takes too long");
+    }
   }
-  if (result == PCRE2_ERROR_NOMATCH) return false;
-  if (result < 0)
-    throw std::runtime_error("the text could not be split by /" + pattern_ + "/: " + pcre2_message(result));
-  const size_t* range = pcre2_get_ovector_pointer(data);
-  *match = {range[0], range[1]};
-  CHECK_LE(match->begin, match->end);
-  return true;
 }
 
 }  // namespace headroom

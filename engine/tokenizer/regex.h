@@ -27,7 +27,7 @@ struct RegexDelete {
   void operator()(pcre2_real_match_data_8* data) const;
 };
 
-// Room for the result of one search at a time.
+// Room for the result of one search at a time, and the account of the time that searches in vain took.
 class RegexScratch {
  public:
   RegexScratch();
@@ -35,6 +35,8 @@ class RegexScratch {
  private:
   friend class Regex;
   std::unique_ptr<pcre2_real_match_data_8, RegexDelete> data_;
+  std::unique_ptr<pcre2_real_match_context_8, RegexDelete> context_;
+  double vain_seconds_ = 0;
 };
 
 class Regex {
@@ -47,10 +49,12 @@ class Regex {
   bool find(std::string_view text, size_t begin, RegexScratch* scratch, TextRange* match) const;
 
  private:
+  [[noreturn]] void fail(const std::string& reason) const;
+  int search(std::string_view text, size_t begin, size_t start_max, RegexScratch* scratch) const;
+
   std::string pattern_;
   bool jit_ = false;
   std::unique_ptr<pcre2_real_code_8, RegexDelete> code_;
-  std::unique_ptr<pcre2_real_match_context_8, RegexDelete> context_;
 };
 
 // The pattern in PCRE2's syntax with the same meaning (flags UTF, UCP, MULTILINE). Throws std::runtime_error.

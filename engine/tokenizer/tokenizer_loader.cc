@@ -5,6 +5,7 @@
 
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/tokenizer_data.h"
+#include "engine/tokenizer/utf8.h"
 
 namespace headroom {
 namespace {
@@ -20,7 +21,7 @@ std::string one_line(std::string message) {
   if (message.size() > kMessageBytesMax) message.resize(kMessageBytesMax);
   std::replace_if(
       message.begin(), message.end(), [](char c) { return (c >= 0 && c < ' ') || c == '\x7F'; }, ' ');
-  return message;
+  return replace_invalid_utf8(message);
 }
 
 std::string read_file(const std::filesystem::path& path) {
