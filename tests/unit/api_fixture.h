@@ -154,18 +154,28 @@ class ApiUnderTest {
     return {response.status, response.body, response.headers};
   }
 
-  // Waits until the engine has nothing left to do.
-  bool becomes_idle(std::chrono::milliseconds wait_max = std::chrono::milliseconds(5000)) const {
-    const auto deadline = std::chrono::steady_clock::now() + wait_max;
+  // Waits until the engine has nothing left to do. False if that took more than `steps_max` steps, which a loaded
+  // machine does not change, or ten seconds.
+  bool becomes_idle(int64_t steps_max = INT64_MAX) const {
+    return comes_true(steps_max, [](const EngineStats& stats) { return !stats.work_pending && stats.pages.live == 0; });
+  }
+  bool queue_becomes_empty(int64_t steps_max) const {
+    return comes_true(steps_max, [](const EngineStats& stats) { return stats.requests_waiting == 0; });
+  }
+
+ private:
+  template <typename Condition>
+  bool comes_true(int64_t steps_max, const Condition& condition) const {
+    const int64_t first_step = engine->stats().steps;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     while (std::chrono::steady_clock::now() < deadline) {
       const EngineStats stats = engine->stats();
-      if (!stats.work_pending && stats.pages.live == 0) return true;
+      if (condition(stats)) return stats.steps - first_step <= steps_max;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return false;
   }
 
- private:
   Tokenizer tokenizer_;
   ChatTemplate template_;
   std::vector<Route> routes_;

@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <random>
 
 namespace headroom {
@@ -77,11 +77,12 @@ TEST(JsonReader, BoundsTheDepth) {
   EXPECT_THAT(message_of(read_json(objects)), HasSubstr("deeper than 64"));
 }
 
+// 50 ms for each MiB at most, of the processor's time: other tests run beside this one.
 TEST(JsonReader, AnswersHostileNestingAtOnce) {
   const std::string hostile(200'000, '[');
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();
   EXPECT_THAT(message_of(read_json(hostile)), HasSubstr("deeper than 64"));
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(10));
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 0.01);
 }
 
 TEST(JsonReader, BoundsTheValues) {
