@@ -3,8 +3,10 @@
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -78,6 +80,14 @@ uint64_t random_key() {
   return key;
 }
 
+// Each connection is a descriptor, and shells hand out as few as 1,024 by default; what the system allows is taken.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 1 << 20);
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot raise the number of file descriptors; see ulimit -n");
+}
+
 std::vector<std::string> served_names(const ServeOptions& options) {
   if (!options.served_model_names.empty()) return options.served_model_names;
   std::filesystem::path path = std::filesystem::path(options.model).lexically_normal();
@@ -131,7 +141,9 @@ class Serving {
     ApiOptions api;
     api.model_names = names_;
     api.version = HEADROOM_VERSION;
-    api.system_fingerprint = "fp_" + sha256_hex(std::string(HEADROOM_VERSION) + names_.front()).substr(0, 12);
+    // What the bits of an answer depend on besides the request.
+    const std::string kv = options_.kv ? std::string(dtype_name(*options_.kv)) : "auto";
+    api.system_fingerprint = "fp_" + sha256_hex(HEADROOM_VERSION " " + names_.front() + " " + options_.device + " " + kv).substr(0, 12);
     api.metrics_public = options_.http.metrics_public;
     api.seed_key = random_key();
     api.served = [this]() -> std::shared_ptr<const ServedModel> {
@@ -196,6 +208,7 @@ int run_serve(const std::vector<std::string>& arguments) {
     return 0;
   }
   set_up_logging(parsed.options.log_level, parsed.options.log_format);
+  raise_descriptor_limit();
   EndSignal end;
   Serving serving(parsed.options, end);
   try {

@@ -1,8 +1,10 @@
 """Many clients at once: streams, disconnects, drain. Answers must not change, pages must come back."""
 
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -111,7 +113,46 @@ def tests(server):
         assert worst < 1, worst
         return f"worst of 50 {worst * 1000:.0f} ms"
 
-    checks = [sixty_four_streams_at_once, a_thousand_disconnects, pages_are_free_soon_after_a_disconnect, probes_answer_while_all_streams_run]
+    def a_thousand_slow_clients_hold_nobody_up():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+        request = raw_request("POST", "/v1/completions", {"prompt": PROMPT * 20})
+        slow = []
+        for index in range(1000):
+            connection = open_socket(server.port)
+            connection.setblocking(False)
+            connection.sendall(request[:1 + index % (len(request) - 100)])  # within the head, or within the body
+            slow.append((connection, 1 + index % (len(request) - 100)))
+        began, latencies = time.monotonic(), []
+        for second in range(9):
+            for connection, at in slow:
+                with contextlib.suppress(OSError):
+                    connection.send(request[at + second:at + second + 1])
+            while time.monotonic() < began + second + 1:
+                asked = time.monotonic()
+                assert server.request("GET", "/livez")[0] == 200
+                latencies.append(time.monotonic() - asked)
+                time.sleep(0.05)
+        open_connections = len(slow)
+        while open_connections > 0:
+            assert time.monotonic() - began < 15, f"{open_connections} are still open"
+            open_connections = 0
+            for connection, _ in slow:
+                try:
+                    open_connections += connection.recv(4096) != b""
+                except BlockingIOError:
+                    open_connections += 1
+                except OSError:
+                    pass
+            time.sleep(0.1)
+        for connection, _ in slow:
+            connection.close()
+        latencies.sort()
+        p99 = latencies[int(len(latencies) * 0.99)]
+        assert p99 < 0.5, p99
+        return f"/livez p50 {latencies[len(latencies) // 2] * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms; all gone after {time.monotonic() - began:.1f} s"
+
+    checks = [a_thousand_slow_clients_hold_nobody_up, sixty_four_streams_at_once, a_thousand_disconnects, pages_are_free_soon_after_a_disconnect, probes_answer_while_all_streams_run]
     return [("load: " + check.__name__.replace("_", " "), check) for check in checks]
 
 

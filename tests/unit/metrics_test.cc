@@ -211,8 +211,7 @@ TEST(Metrics, PromtoolAcceptsTheText) {
   std::string promtool = HEADROOM_SOURCE_DIR "/build/tools/usr/bin/promtool";
   if (access(promtool.c_str(), X_OK) != 0) promtool = "promtool";
   if (std::system((promtool + " --version >/dev/null 2>&1").c_str()) != 0) {
-    std::puts("SKIPPED: promtool is not installed (Debian's package prometheus), so its check of /metrics did not run");
-    GTEST_SKIP();
+    GTEST_SKIP() << "SKIPPED: promtool is not installed (Debian's package prometheus), so its check of /metrics did not run";
   }
   const std::filesystem::path path = std::filesystem::temp_directory_path() / ("headroom_metrics_" + std::to_string(getpid()));
   std::ofstream(path) << fixed_text();
