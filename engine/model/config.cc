@@ -216,7 +216,8 @@ int32_t read_window(const ConfigFields& fields, const Family& family, const Mode
                 " layers is not supported; supported: on all or none");
   }
   // A window that reaches over the whole context hides nothing.
-  return *window >= config.context_tokens ? 0 : static_cast<int32_t>(*window);
+  const int64_t tokens = window.value();
+  return tokens >= config.context_tokens ? 0 : static_cast<int32_t>(tokens);
 }
 
 RopeType read_rope_type(const ConfigFields& rope, const Family& family) {
