@@ -181,7 +181,7 @@ Value filter_format(Runtime& runtime, const Value& self, const Arguments& argume
   const Value format = text_of(runtime, self);
   if (arguments.named.empty()) return format_percent(runtime, format.text(), runtime.tuple(arguments.positional));
   const auto named = runtime.new_dict();
-  for (const auto& [name, value] : arguments.named) named->set(runtime.string(name, false), value);
+  for (const auto& [name, value] : arguments.named) named->set(runtime.keyword(name), value);
   return format_percent(runtime, format.text(), runtime.dict(named));
 }
 

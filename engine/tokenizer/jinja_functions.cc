@@ -19,15 +19,16 @@ Value make_range(Runtime& runtime, const Value&, const Arguments& arguments) {
   const int64_t stop = has_stop ? parameters.integer(1, 0) : parameters.integer(0, 0);
   const int64_t step = parameters.integer(2, 1);
   if (step == 0) throw Error("range() arg 3 must not be zero");
+  const bool is_user = parameters[0].from_user() || parameters[1].from_user() || parameters[2].from_user();
   std::vector<Value> items;
   for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
     if (static_cast<int64_t>(items.size()) == kRangeMax) {
       throw Error("range is too big: at most " + std::to_string(kRangeMax) + " items are allowed");
     }
-    items.push_back(Value::integer(i));
+    items.push_back(Value::integer(i, is_user));
     if (__builtin_add_overflow(i, step, &i)) break;
   }
-  Value result = runtime.sequence(SequenceKind::kRange, std::move(items));
+  Value result = runtime.sequence(SequenceKind::kRange, std::move(items), is_user);
   result.as<SequenceObject>().range = {start, stop, step};
   return result;
 }
@@ -48,7 +49,7 @@ void for_each_entry(Runtime& runtime, const Arguments& arguments, Set set) {
       }
     }
   }
-  for (const auto& [name, value] : arguments.named) set(runtime.string(name, false), value);
+  for (const auto& [name, value] : arguments.named) set(runtime.keyword(name), value);
 }
 
 Value make_dict(Runtime& runtime, const Value&, const Arguments& arguments) {

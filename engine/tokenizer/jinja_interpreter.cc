@@ -307,7 +307,7 @@ void Interpreter::bind_parameters(const MacroObject& macro, Arguments& arguments
   if (definition.uses_kwargs) {
     const auto rest = runtime_.new_dict();
     for (size_t i = 0; i < arguments.named.size(); ++i) {
-      if (!used[i]) rest->set(runtime_.string(arguments.named[i].first, false), arguments.named[i].second);
+      if (!used[i]) rest->set(runtime_.keyword(arguments.named[i].first), arguments.named[i].second);
     }
     scope->set(kKwargsName, runtime_.dict(rest));
   } else {

@@ -25,7 +25,8 @@ class JsonWriter {
     ensure_ascii_ = is_truthy(parameters.or_default(0, kFalse));
     sort_keys_ = is_truthy(parameters.or_default(3, kFalse));
     if (const Value& indent = parameters[1]; parameters.has(1) && !indent.is_none()) set_indent(indent);
-    item_separator_ = pretty_ ? "," : ", ";
+    item_separator_.append(pretty_ ? "," : ", ", false);
+    key_separator_.append(": ", false);
     if (const Value& separators = parameters[2]; parameters.has(2) && !separators.is_none()) set_separators(separators);
   }
 
@@ -38,10 +39,11 @@ class JsonWriter {
   void set_indent(const Value& indent) {
     pretty_ = true;
     if (indent.is_string()) {
-      indent_ = indent.text().bytes;
+      indent_ = indent.text();
     } else if (indent.is_integral()) {
       constexpr int64_t kIndentMax = 1000;
-      indent_ = std::string(static_cast<size_t>(std::clamp<int64_t>(indent.as_integer(), 0, kIndentMax)), ' ');
+      indent_.append(std::string(static_cast<size_t>(std::clamp<int64_t>(indent.as_integer(), 0, kIndentMax)), ' '),
+                     false);
     } else {
       throw Error("tojson: indent must be an integer or a string");
     }
@@ -52,8 +54,8 @@ class JsonWriter {
     if (items.size() != 2 || !items[0].is_string() || !items[1].is_string()) {
       throw Error("tojson: separators must be two strings");
     }
-    item_separator_ = items[0].text().bytes;
-    key_separator_ = items[1].text().bytes;
+    item_separator_ = items[0].text();
+    key_separator_ = items[1].text();
   }
 
   void write(const Value& value) {
@@ -142,10 +144,15 @@ class JsonWriter {
     out_.append("\"", is_user);
   }
 
+  // Between the parts of a container: user text if that is, and in any case where the separator itself is.
+  void punctuate(const Text& separator, bool is_user) {
+    is_user ? out_.append(separator.bytes, true) : out_.append(separator);
+  }
+
   void break_line(bool is_user) {
     if (!pretty_) return;
     out_.append("\n", is_user);
-    for (int i = 0; i < level_; ++i) out_.append(indent_, is_user);
+    for (int i = 0; i < level_; ++i) punctuate(indent_, is_user);
   }
 
   template <class Items, class WriteItem>
@@ -154,7 +161,7 @@ class JsonWriter {
     ++level_;
     bool is_first = true;
     for (const auto& item : items) {
-      if (!is_first) out_.append(item_separator_, is_user);
+      if (!is_first) punctuate(item_separator_, is_user);
       is_first = false;
       break_line(is_user);
       write_item(item);
@@ -186,7 +193,7 @@ class JsonWriter {
     }
     write_items(entries, '{', '}', dict.from_user(), [&](const auto* entry) {
       write_key(entry->first);
-      out_.append(key_separator_, dict.from_user());
+      punctuate(key_separator_, dict.from_user());
       write(entry->second);
     });
   }
@@ -196,9 +203,9 @@ class JsonWriter {
   bool ensure_ascii_ = false;
   bool sort_keys_ = false;
   bool pretty_ = false;
-  std::string indent_;
-  std::string item_separator_;
-  std::string key_separator_ = ": ";
+  Text indent_;
+  Text item_separator_;
+  Text key_separator_;
   int level_ = 0;
 };
 

@@ -109,7 +109,11 @@ void append_entries(TextBuilder& out, const Entries& entries, bool is_user) {
 
 void append_namespace(TextBuilder& out, const NamespaceObject& object) {
   std::vector<std::pair<Value, Value>> entries;
-  for (const auto& [name, value] : object.attributes) entries.emplace_back(Value::literal(name), value);
+  for (const auto& [name, value] : object.attributes) {
+    Text text;
+    text.append(name, true);  // it may be a key of the request: namespace(**message)
+    entries.emplace_back(Value::object(Kind::kString, std::make_shared<StringObject>(nullptr, std::move(text))), value);
+  }
   out.append("<Namespace ", false);
   append_entries(out, entries, false);
   out.append(">", false);

@@ -230,6 +230,8 @@ class Runtime {
   Value string(Text text, bool is_markup = false);
   Value string(std::string_view bytes, bool is_user);
   Value string(TextBuilder& builder) { return string(builder.take()); }
+  // The name of a named argument as a value. It may have come from the request: f(**message).
+  Value keyword(std::string_view name) { return string(name, true); }
   Value substring(const Text& text, ByteRange range);
   Value sequence(SequenceKind kind, std::vector<Value> items, bool from_user = false);
   Value list(std::vector<Value> items) { return sequence(SequenceKind::kList, std::move(items)); }

@@ -154,13 +154,14 @@ TEST(ChatTemplateOrigin, SurvivesEveryOperation) {
       "dict | items | list", "dict | first", "[x, (x, {'q': x})]", "{x: x} | tojson", "'%s' % x",
       "'%r q %s' % (x, n)", "'%(a)s' % {'a': x}", "'%s q' | format(x)", "x % ()", "'{} {!r}'.format(x, x)",
       "'{a}'.format(a=x)", "x.format()", "n", "n ~ ''", "n + n", "-n", "n | string", "n | tojson", "f", "f * n",
-      "f | round", "f | int", "'%d' % n", "'%f' % f", "x if x", "x or other", "namespace(a=x).a", "dict | string",
+      "f | round", "f | int", "'%d' % n", "'%f' % f", "x if x", "x or other", "namespace(a=x).a", "kw(**dict)", "'%s' | format(**dict)", "dict | string",
       "x | default('q')", "nope | default(x)", "list | max", "x.removeprefix('a')", "range(n, n + n)[0] ~ x",
-      "x.center(n, x[3])", "list | map(attribute='q', default=x) | list", "x | e"};
+      "x.center(n, x[3])", "[['q']] | tojson(indent=x)", "['q', 'r'] | tojson(separators=(x, x))", "list | map(attribute='q', default=x) | list", "x | e"};
   // clang-format on
   for (const char* expression : kExpressions) {
-    const std::string source = "{% macro m(v) %}{{ v }}{% endmacro %}{% set t %}{{ " + std::string(expression) +
-                               " }}{% endset %}{{ m(t) }}{% filter trim %}{{ t }}{% endfilter %}";
+    const std::string source =
+        "{% macro kw() %}{{ kwargs }}{% endmacro %}{% macro m(v) %}{{ v }}{% endmacro %}{% set t %}{{ " +
+        std::string(expression) + " }}{% endset %}{{ m(t) }}{% filter trim %}{{ t }}{% endfilter %}";
     ChatTemplateInput input;
     input.messages = Json::array();
     input.extra = variables;
