@@ -21,7 +21,7 @@ uint32_t read_all(const std::byte* data, size_t bytes) {
   auto a = hn::Zero(d), b = hn::Zero(d), c = hn::Zero(d), e = hn::Zero(d);
   const size_t quarter = bytes / 4;
   for (size_t i = 0; i < quarter; i += kStep) {
-    for (size_t j = 0; j < kStep; j += HWY_MAX_BYTES) {
+    for (size_t j = 0; j < kStep; j += kLanes * sizeof(float)) {
       const auto load = [&](size_t at) HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(data + at + i + j)); };
       a = hn::Xor(a, load(0));
       b = hn::Xor(b, load(quarter));

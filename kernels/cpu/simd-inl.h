@@ -28,7 +28,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
-constexpr int kLanes = static_cast<int>(HWY_MAX_BYTES / sizeof(float));
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(DF()));
 
 // The shape of a register tile: rows · vectors accumulators, with room left for the operands.
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
