@@ -154,11 +154,11 @@ def tests(server):
         assert status == 200, answer
 
     def client_raises_the_right_errors():
-        import_check = client()
+        official = client()
         import openai
         for body, error in (({"temperature": -1}, openai.BadRequestError), ({"model": "no-such-model"}, openai.NotFoundError)):
             try:
-                import_check.completions.create(**{"model": model, "prompt": "x", **body})
+                official.completions.create(**{"model": model, "prompt": "x", **body})
                 raise AssertionError(f"{body} was accepted")
             except error as raised:
                 assert raised.body["message"], raised

@@ -85,7 +85,7 @@ TEST(RequestFrame, RefusesWhatTwoReadersCouldReadInTwoWays) {
        }) {
     EXPECT_EQ(status_of(post + rest), 400) << rest;
   }
-  EXPECT_EQ(status_of(std::string_view("POST / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n", 38)), 400);
+  EXPECT_EQ(status_of(post + "X: a" + std::string(1, '\0') + "b\r\n\r\n"), 400);
 }
 
 TEST(RequestFrame, RefusesABadRequestLine) {
