@@ -247,7 +247,7 @@ void apply_json_options(std::string_view json, const std::string& source, ServeO
   std::vector<std::string> known;
   for (const OptionRow& row : option_rows()) known.push_back(row.name);
   for (const auto& [key, value] : object.items()) {
-    const auto row = std::find_if(option_rows().begin(), option_rows().end(), [&key](const OptionRow& r) { return r.name == key; });
+    const auto row = std::find(known.begin(), known.end(), key) - known.begin() + option_rows().begin();
     if (row == option_rows().end()) throw std::runtime_error(unknown_name(source + ": option", key, known));
     std::string text;
     try {
