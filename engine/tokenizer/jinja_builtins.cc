@@ -67,6 +67,7 @@ const Text* Parameters::text_or_none(size_t index) const {
 size_t find_bytes(std::string_view text, std::string_view part, size_t from) {
   if (from > text.size()) return std::string_view::npos;
   if (part.empty()) return from;
+  if (part.size() == 1) return text.find(part[0], from);
   // std::string_view::find compares anew at each position: quadratic for "aaa…ab" in "aaa…". memmem is linear.
   const void* found = memmem(text.data() + from, text.size() - from, part.data(), part.size());
   return found ? static_cast<size_t>(static_cast<const char*>(found) - text.data()) : std::string_view::npos;
