@@ -2,61 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <condition_variable>
-#include <deque>
 
+#include "engine/engine_state.h"
 #include "kernels/check.h"
 
 namespace headroom {
 namespace {
 
-double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 constexpr double kRetryAfterMaxSeconds = 60.0;
+constexpr std::chrono::seconds kAbortSecondsMax{5};
 
 }  // namespace
-
-struct Engine::Live {
-  struct Choice {
-    int32_t generated = 0;
-  };
-
-  RequestId id{};
-  GenerateRequest request;
-  std::shared_ptr<TokenStream> stream;
-  std::vector<Choice> choices;
-  int32_t choices_left = 0;
-  std::vector<TokenId> forbidden_early;  // may not be sampled before generated_tokens_min
-  PromptScored scored;
-  int32_t preemptions = 0;
-  bool ended = false;
-  Clock::time_point arrival, last_token;
-  std::optional<Clock::time_point> first_scheduled, first_token;
-  Finished finished;
-};
-
-struct Engine::Inbox {
-  std::mutex mutex;
-  std::condition_variable work;
-  std::condition_variable idle;
-  std::vector<std::unique_ptr<Live>> submitted;
-  std::vector<RequestId> cancelled;
-  bool stop = false;
-  bool draining = false;
-  bool abort_running = false;
-  bool faulted = false;
-  int64_t accepted = 0;  // not ended yet, the submitted ones included
-  // The scheduler's queue as of the latest step; it can only have shrunk since.
-  int64_t queue_requests = 0;
-  int64_t queue_tokens = 0;
-  int64_t submitted_tokens = 0;
-  int64_t ids = 0;
-  double seconds_per_request = 0.1;  // between ends of requests, smoothed
-  std::optional<Clock::time_point> last_end;
-};
 
 Engine::Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner> runner, EngineObserver* observer)
     : options_(std::move(options)),
@@ -81,7 +37,7 @@ Engine::~Engine() {
   thread_.join();
 }
 
-// ---------------------------------------------------------------- any thread
+// Any thread.
 
 // What can be said of a request without knowing the load.
 std::optional<SubmitError> Engine::refusal(const GenerateRequest& request) const {
@@ -150,7 +106,7 @@ Engine::SubmitResult Engine::submit(GenerateRequest request) {
   live->stream = std::make_shared<TokenStream>(request.choices, [inbox = inbox_, id] {
     {
       std::lock_guard cancel_lock(inbox->mutex);
-      inbox->cancelled.push_back(id);
+      inbox->signalled.push_back(id);
     }
     inbox->work.notify_one();
   });
@@ -171,7 +127,7 @@ bool Engine::drain(std::chrono::milliseconds grace) {
   if (inbox_->idle.wait_for(lock, grace, idle)) return true;
   inbox_->abort_running = true;
   inbox_->work.notify_one();
-  inbox_->idle.wait(lock, idle);
+  inbox_->idle.wait_for(lock, kAbortSecondsMax, idle);  // longer only if a step hangs
   return false;
 }
 
@@ -194,7 +150,7 @@ EngineStats Engine::stats() const {
   return result;
 }
 
-// ---------------------------------------------------------------- engine thread
+// The engine thread; its step is in engine_step.cc.
 
 void Engine::thread_main() {
   while (take_inbox()) step();
@@ -204,23 +160,23 @@ void Engine::thread_main() {
 
 bool Engine::take_inbox() {
   std::vector<std::unique_ptr<Live>> submitted;
-  std::vector<RequestId> cancelled;
+  std::vector<RequestId> signalled;
   bool abort_running = false;
   bool stop = false;
+  if (!scheduler_.has_work() && options_.scheduler.pages_total <= options_.idle_check_pages_max) scheduler_.check_conserved();
   {
     std::unique_lock lock(inbox_->mutex);
     const auto has_news = [this] {
-      return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->cancelled.empty();
+      return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->signalled.empty();
     };
     if (!scheduler_.has_work() && !has_news()) {
-      if (options_.scheduler.pages_total <= options_.idle_check_pages_max) scheduler_.check_conserved();
       inbox_->work.wait(lock, has_news);
       // The pause was not the model's.
       std::lock_guard stats_lock(stats_mutex_);
       last_step_ = Clock::now();
     }
     submitted.swap(inbox_->submitted);
-    cancelled.swap(inbox_->cancelled);
+    signalled.swap(inbox_->signalled);
     for (const auto& live : submitted) {
       ++inbox_->queue_requests;
       inbox_->queue_tokens += static_cast<int64_t>(live->request.prompt.size());
@@ -230,7 +186,7 @@ bool Engine::take_inbox() {
     stop = inbox_->stop;
   }
   for (auto& live : submitted) admit(std::move(live));
-  for (RequestId id : cancelled) abort(id, FinishReason::abort, "cancelled by the client");
+  for (RequestId id : signalled) heed_signal(id);
   if (abort_running) abort_all(FinishReason::abort, "the server is shutting down");
   return !stop;
 }
@@ -254,310 +210,24 @@ void Engine::admit(std::unique_ptr<Live> live) {
   live_.emplace(live->id, std::move(live));
 }
 
+// The consumer wants no more of a request, or of some choices of it. A choice that goes on ends those that were stopped as they come up;
+// when none goes on, all end here, without waiting for their turn.
+void Engine::heed_signal(RequestId id) {
+  Live* live = find(id);
+  if (live == nullptr || live->ended) return;  // it had ended before the word came
+  if (live->stream->cancelled()) return abort(id, FinishReason::abort, "cancelled by the client");
+  for (int32_t choice = 0; choice < live->request.choices; ++choice) {
+    if (!live->choices[static_cast<size_t>(choice)].finished && !live->stream->choice_stopped(choice)) return;
+  }
+  for (int32_t choice = 0; choice < live->request.choices; ++choice) {
+    if (!live->choices[static_cast<size_t>(choice)].finished) live->stream->push(ChoiceFinished{choice, FinishReason::stop, -1});
+  }
+  abort(id, FinishReason::stop, {});
+}
+
 Engine::Live* Engine::find(RequestId id) {
   const auto it = live_.find(id);
   return it == live_.end() ? nullptr : it->second.get();
-}
-
-void Engine::step() {
-  const auto started = Clock::now();
-  const StepPlan& plan = scheduler_.plan();
-  const auto planned = Clock::now();
-  if (!plan.empty()) {
-    note_scheduled(plan);
-    try {
-      run_plan(plan);
-    } catch (const BackendError& error) {
-      on_backend_error(plan, error.what(), error.kind == BackendError::Kind::sticky);
-      return;
-    } catch (const std::exception& error) {
-      on_backend_error(plan, error.what(), true);
-      return;
-    }
-    const auto ran = Clock::now();
-    settle(plan);
-    scheduler_.commit(plan, sampled_);
-    if (observer_ != nullptr) {
-      int32_t decode = 0;
-      for (const ScheduledSequence& s : plan.sequences) {
-        decode += s.tokens == 1 && s.first_position >= static_cast<int32_t>(find(s.request)->request.prompt.size()) ? 1 : 0;
-      }
-      observer_->on_step({.sequences = static_cast<int32_t>(plan.sequences.size()),
-                          .prefill_tokens = plan.tokens - decode,
-                          .decode_tokens = decode,
-                          .plan_seconds = seconds_between(started, planned),
-                          .run_seconds = seconds_between(planned, ran),
-                          .commit_seconds = seconds_between(ran, Clock::now())});
-    }
-  }
-  publish_stats(!plan.empty());
-  deliver_ended();
-}
-
-void Engine::note_scheduled(const StepPlan& plan) {
-  const auto now = Clock::now();
-  for (const ScheduledSequence& scheduled : plan.sequences) {
-    Live* live = find(scheduled.request);
-    CHECK(live != nullptr);
-    if (!live->first_scheduled) live->first_scheduled = now;
-    if (scheduled.recomputed_tokens > 0 && scheduled.first_position == 0) ++live->preemptions;
-  }
-}
-
-void Engine::run_plan(const StepPlan& plan) {
-  for (const PageCopy& copy : plan.copies) runner_->copy_page(copy.from, copy.to);
-  batch_.build(plan, scheduler_);
-  runner_->run(batch_.view());
-  score_prompts(plan);
-  draw(plan);
-}
-
-// Log-probabilities of prompt tokens, for requests that echo their prompt with them: row p tells how likely token p+1 was.
-void Engine::score_prompts(const StepPlan& plan) {
-  std::vector<int32_t> rows;
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    const ScheduledSequence& scheduled = plan.sequences[i];
-    Live* live = find(scheduled.request);
-    if (live->ended || !live->request.prompt_logprobs || scheduled.choice != 0) continue;
-    if (live->scored.tokens.empty()) live->scored.tokens.emplace_back();
-    const int32_t first_row = batch_.last_row(i) - scheduled.tokens + 1;
-    const auto prompt_tokens = static_cast<int32_t>(live->request.prompt.size());
-    const int32_t end = std::min(scheduled.tokens, prompt_tokens - 1 - scheduled.first_position);
-    for (int32_t begin = 0; begin < end; begin += runner_->logits_rows_max()) {
-      rows.clear();
-      for (int32_t r = begin; r < std::min(end, begin + runner_->logits_rows_max()); ++r) rows.push_back(first_row + r);
-      const Matrix logits = runner_->logits(rows);
-      for (size_t r = 0; r < rows.size(); ++r) {
-        score_row(*live, scheduled.first_position + begin + static_cast<int32_t>(r),
-                  {logits.row(static_cast<int64_t>(r)), static_cast<size_t>(vocab_size_)});
-      }
-    }
-  }
-}
-
-void Engine::score_row(Live& live, int32_t position, std::span<const float> logits) {
-  const size_t next = static_cast<size_t>(position) + 1;
-  if (next < live.scored.tokens.size()) return;  // computed again after a preemption
-  CHECK_EQ(next, live.scored.tokens.size());
-  live.scored.tokens.push_back(sampler_.logprobs(logits, live.request.prompt[next], live.request.top_logprobs));
-}
-
-// Draws the tokens of the step and changes nothing else: if a block of logits fails, the step can be computed again.
-void Engine::draw(const StepPlan& plan) {
-  draws_.assign(plan.sampled.size(), {});
-  std::vector<size_t> block;
-  std::vector<int32_t> rows;
-  const auto flush = [&] {
-    if (rows.empty()) return;
-    const Matrix logits = runner_->logits(rows);
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const ScheduledSequence& scheduled = plan.sequences[block[r]];
-      const std::span<const float> row(logits.row(static_cast<int64_t>(r)), static_cast<size_t>(vocab_size_));
-      for (int32_t s = 0; s < scheduled.samples; ++s) {
-        draws_[static_cast<size_t>(scheduled.sampled_begin + s)] = draw_choice(scheduled, scheduled.choice + s, row);
-      }
-    }
-    block.clear();
-    rows.clear();
-  };
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    if (plan.sequences[i].samples == 0) continue;
-    block.push_back(i);
-    rows.push_back(batch_.last_row(i));
-    if (static_cast<int32_t>(rows.size()) == runner_->logits_rows_max()) flush();
-  }
-  flush();
-}
-
-Engine::Draw Engine::draw_choice(const ScheduledSequence& scheduled, int32_t choice, std::span<const float> logits) {
-  const Live& live = *find(scheduled.request);
-  const GenerateRequest& request = live.request;
-  const bool early = live.choices[static_cast<size_t>(choice)].generated < request.generated_tokens_min;
-  Draw draw;
-  draw.token = sampler_.sample(logits, request.sampling,
-                               {.tokens = scheduler_.tokens(scheduled.id),
-                                .prompt_tokens = static_cast<int32_t>(request.prompt.size()),
-                                .choice = choice,
-                                .forbidden = early ? live.forbidden_early : std::span<const TokenId>()});
-  if (draw.token && request.top_logprobs >= 0) draw.logprobs = sampler_.logprobs(logits, *draw.token, request.top_logprobs);
-  return draw;
-}
-
-// Delivers what was drawn, and says to the scheduler which sequences go on.
-void Engine::settle(const StepPlan& plan) {
-  sampled_.clear();
-  for (const ScheduledSequence& scheduled : plan.sequences) {
-    Live& live = *find(scheduled.request);
-    for (int32_t s = 0; s < scheduled.samples; ++s) {
-      const size_t index = static_cast<size_t>(scheduled.sampled_begin + s);
-      const bool goes_on = !live.ended && settle_choice(live, scheduled.choice + s, draws_[index]);
-      sampled_.push_back({.sequence = plan.sampled[index], .token = draws_[index].token.value_or(0), .finished = !goes_on});
-    }
-  }
-}
-
-// True if the choice goes on.
-bool Engine::settle_choice(Live& live, int32_t choice, Draw& draw) {
-  Live::Choice& state = live.choices[static_cast<size_t>(choice)];
-  const GenerateRequest& request = live.request;
-  const auto finish_choice = [&](FinishReason reason, TokenId stop_token) {
-    live.stream->push(ChoiceFinished{choice, reason, stop_token});
-    if (--live.choices_left == 0) end(live, reason, {});
-    return false;
-  };
-  if (!draw.token) {
-    end(live, FinishReason::error, "the model gave values that are not numbers for this request");
-    scheduler_.cancel(live.id);
-    return false;
-  }
-  note_progress(live);
-  if (request.prompt_logprobs && choice == 0 && state.generated == 0) live.stream->push(std::move(live.scored));
-  if (live.stream->choice_stopped(choice)) return finish_choice(FinishReason::stop, -1);
-  if (request.generated_tokens_max == 0) return finish_choice(FinishReason::length, -1);
-
-  ++state.generated;
-  ++totals_.generated_tokens;
-  ++live.finished.usage.generated_tokens;
-  const TokenId token = *draw.token;
-  live.stream->push(
-      TokenDelta{.choice = choice, .token = token, .has_logprobs = request.top_logprobs >= 0, .logprobs = std::move(draw.logprobs)});
-  const std::optional<FinishReason> reason = finish_reason(live, choice, token);
-  if (!reason) return true;
-  return finish_choice(*reason, *reason == FinishReason::stop ? token : -1);
-}
-
-// Times of tokens; with its first token, a request's prompt counts as done.
-void Engine::note_progress(Live& live) {
-  const auto now = Clock::now();
-  const bool first = !live.first_token;
-  if (observer_ != nullptr && (first || live.request.choices == 1)) {
-    observer_->on_token({first, seconds_between(first ? live.arrival : live.last_token, now)});
-  }
-  live.last_token = now;
-  if (!first) return;
-  live.first_token = now;
-  const auto prompt_tokens = static_cast<int64_t>(live.request.prompt.size());
-  const int64_t cached = scheduler_.usage(live.id).cached_prompt_tokens;
-  totals_.prompt_tokens += prompt_tokens;
-  totals_.prompt_tokens_cached += cached;
-  totals_.prompt_tokens_computed += prompt_tokens - cached;
-}
-
-// Why `token` ends the choice; nullopt while it goes on.
-std::optional<FinishReason> Engine::finish_reason(const Live& live, int32_t choice, TokenId token) const {
-  const GenerateRequest& request = live.request;
-  const auto contains = [token](const std::vector<TokenId>& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
-  if (contains(request.stop_token_ids) || (!request.ignore_eos && contains(options_.eos_token_ids))) return FinishReason::stop;
-  if (live.choices[static_cast<size_t>(choice)].generated >= request.generated_tokens_max) return FinishReason::length;
-  return std::nullopt;
-}
-
-// The request is over: settles its account. Its last event goes out, and it leaves live_, in deliver_ended().
-void Engine::end(Live& live, FinishReason reason, const std::string& message) {
-  CHECK(!live.ended);
-  live.ended = true;
-  live.finished.reason = reason;
-  live.finished.message = message;
-  const PageUsage& pages = scheduler_.usage(live.id);
-  RequestUsage& usage = live.finished.usage;
-  usage.cached_tokens = static_cast<int32_t>(pages.cached_prompt_tokens);
-  usage.kv_pages = pages.peak_pages;
-  usage.kv_bytes = pages.peak_pages * shape_.page_bytes();
-  usage.kv_shared_bytes = pages.shared_pages_at_peak * shape_.page_bytes();
-  usage.kv_mha_equivalent_bytes = pages.peak_pages * shape_.page_tokens * shape_.mha_token_bytes();
-  usage.preemptions = live.preemptions;
-
-  ended_.push_back(live.id);
-}
-
-void Engine::abort(RequestId id, FinishReason reason, const std::string& message) {
-  Live* live = find(id);
-  if (live == nullptr || live->ended) return;  // it had ended before the word came
-  end(*live, reason, message);
-  scheduler_.cancel(id);
-}
-
-void Engine::abort_all(FinishReason reason, const std::string& message) {
-  std::vector<RequestId> ids;
-  for (const auto& [id, live] : live_) ids.push_back(id);
-  for (RequestId id : ids) abort(id, reason, message);
-}
-
-void Engine::deliver_ended() {
-  if (ended_.empty()) return;
-  const auto now = Clock::now();
-  for (RequestId id : ended_) {
-    const std::unique_ptr<Live> live = std::move(live_.extract(id).mapped());
-    if (observer_ != nullptr) {
-      const auto first_scheduled = live->first_scheduled.value_or(now);
-      const auto first_token = live->first_token.value_or(now);
-      const auto last_token = live->first_token ? live->last_token : now;
-      observer_->on_request_finished({.reason = live->finished.reason,
-                                      .usage = live->finished.usage,
-                                      .choices = live->request.choices,
-                                      .generated_tokens_max = live->request.generated_tokens_max,
-                                      .queue_seconds = seconds_between(live->arrival, first_scheduled),
-                                      .prefill_seconds = seconds_between(first_scheduled, first_token),
-                                      .decode_seconds = seconds_between(first_token, last_token),
-                                      .inference_seconds = seconds_between(first_scheduled, last_token),
-                                      .e2e_seconds = seconds_between(live->arrival, now)});
-    }
-    live->stream->push(live->finished);
-  }
-  {
-    std::lock_guard lock(inbox_->mutex);
-    inbox_->accepted -= static_cast<int64_t>(ended_.size());
-    if (inbox_->last_end) {
-      const double each = seconds_between(*inbox_->last_end, now) / static_cast<double>(ended_.size());
-      inbox_->seconds_per_request += 0.1 * (each - inbox_->seconds_per_request);
-    }
-    inbox_->last_end = now;
-    if (inbox_->accepted == 0) inbox_->idle.notify_all();
-  }
-  ended_.clear();
-}
-
-// The step is lost, not the requests: all are computed again, but for the youngest, whose memory was too much.
-void Engine::on_backend_error(const StepPlan& plan, const std::string& message, bool sticky) {
-  const RequestId youngest = plan.sequences.back().request;
-  scheduler_.abandon(plan);
-  if (sticky) {
-    {
-      std::lock_guard lock(inbox_->mutex);
-      inbox_->faulted = true;
-    }
-    totals_.faulted = true;
-    totals_.fault = message;
-    abort_all(FinishReason::error, "the model has failed: " + message);
-  } else {
-    abort(youngest, FinishReason::error, "out of memory: " + message);
-  }
-  publish_stats(false);
-  deliver_ended();
-}
-
-void Engine::publish_stats(bool stepped) {
-  const SchedulerStats scheduler = scheduler_.stats();
-  totals_.steps += stepped ? 1 : 0;
-  totals_.requests_waiting = scheduler.queue_requests;
-  totals_.requests_running = scheduler.unfinished_requests - scheduler.queue_requests;
-  totals_.pages = scheduler.pages;
-  totals_.page_bytes = shape_.page_bytes();
-  totals_.mha_page_bytes = shape_.page_tokens * shape_.mha_token_bytes();
-  totals_.live_tokens = scheduler.live_written_tokens;
-  totals_.prefix_queried_tokens = scheduler.prefix_query_tokens_total;
-  totals_.prefix_hit_tokens = scheduler.prefix_hit_tokens_total;
-  totals_.preemptions = scheduler.preemptions_total;
-  totals_.recomputed_tokens = scheduler.recomputed_tokens_total;
-  totals_.evicted_pages = scheduler.evictions_total;
-  {
-    std::lock_guard lock(inbox_->mutex);
-    inbox_->queue_requests = scheduler.queue_requests;
-    inbox_->queue_tokens = scheduler.queue_tokens;
-  }
-  std::lock_guard lock(stats_mutex_);
-  stats_ = totals_;
-  if (stepped) last_step_ = Clock::now();
 }
 
 }  // namespace headroom

@@ -63,7 +63,8 @@ class Engine {
   // The greatest generated_tokens_max with which such a request could run, were it alone; 0 if there is none.
   int32_t generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const;
 
-  // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted.
+  // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted,
+  // which takes a step; after five seconds more it gives up, and stats().work_pending says that the model hangs.
   bool drain(std::chrono::milliseconds grace);
 
   EngineStats stats() const;
@@ -85,6 +86,7 @@ class Engine {
   void thread_main();
   bool take_inbox();  // waits while there is no work; false: stop
   void admit(std::unique_ptr<Live> live);
+  void heed_signal(RequestId id);
   void step();
   void run_plan(const StepPlan& plan);
   void score_prompts(const StepPlan& plan);

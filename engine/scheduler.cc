@@ -335,6 +335,7 @@ void Scheduler::preempt_youngest() {
   sequence.state = SequenceState::waiting;
   waiting_.push_front(sequence);
   plan_.preempted.push_back(sequence.id);
+  ++sequence.request->usage.preemptions;
   ++preemptions_total_;
 }
 

@@ -101,6 +101,7 @@ struct SampledToken {
 
 struct SchedulerStats {
   int64_t running_sequences = 0;
+  int64_t running_requests = 0;    // with a running sequence
   int64_t waiting_sequences = 0;  // for room: never yet running, or preempted
   int64_t queue_requests = 0;     // never yet running
   int64_t queue_tokens = 0;       // of their prompts

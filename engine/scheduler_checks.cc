@@ -15,6 +15,11 @@ const PageUsage& Scheduler::usage(RequestId id) const {
 SchedulerStats Scheduler::stats() const {
   SchedulerStats stats;
   stats.running_sequences = static_cast<int64_t>(running_.size());
+  const Request* previous = nullptr;  // sequences of a request are neighbours: running_ is by age
+  for (const Sequence* sequence : running_) {
+    stats.running_requests += sequence->request != previous ? 1 : 0;
+    previous = sequence->request;
+  }
   stats.waiting_sequences = waiting_.size();
   stats.queue_requests = queue_requests_;
   stats.queue_tokens = queue_tokens_;

@@ -29,6 +29,7 @@ struct PageUsage {
   int64_t peak_pages = 0;            // distinct pages held at once by all its choices, at most
   int64_t shared_pages_at_peak = 0;  // of those, the ones that came out of the prefix cache
   int64_t cached_prompt_tokens = 0;  // not computed, because the prefix cache had them
+  int32_t preemptions = 0;           // of its sequences
 };
 
 // Counts the distinct pages that the sequences of one request hold.

@@ -14,7 +14,12 @@ std::optional<StreamEvent> TokenStream::next(std::chrono::milliseconds wait_max)
 
 void TokenStream::cancel() {
   if (cancelled_.exchange(true, std::memory_order_acq_rel)) return;
-  if (on_cancel_) on_cancel_();
+  if (on_signal_) on_signal_();
+}
+
+void TokenStream::stop_choice(int32_t choice) {
+  stopped_[static_cast<size_t>(choice)].store(true, std::memory_order_release);
+  if (on_signal_) on_signal_();
 }
 
 void TokenStream::push(StreamEvent event) {

@@ -18,9 +18,9 @@ namespace headroom {
 
 class TokenStream {
  public:
-  // `on_cancel` is called once, at the first cancel(), on the consumer's thread.
-  explicit TokenStream(int32_t choices, std::function<void()> on_cancel = {})
-      : on_cancel_(std::move(on_cancel)), stopped_(static_cast<size_t>(choices)) {}
+  // `on_signal` is called at the first cancel() and at each stop_choice(), on the consumer's thread.
+  explicit TokenStream(int32_t choices, std::function<void()> on_signal = {})
+      : on_signal_(std::move(on_signal)), stopped_(static_cast<size_t>(choices)) {}
 
   // Waits for the next event; nullopt after `wait_max` without one. After Finished no event follows.
   std::optional<StreamEvent> next(std::chrono::milliseconds wait_max);
@@ -28,7 +28,7 @@ class TokenStream {
   // The consumer needs no more: the engine frees the request's pages at its next step. Finished{abort} still arrives.
   void cancel();
   // One choice has met a stop string: the engine ends it; no further event of it is delivered except ChoiceFinished.
-  void stop_choice(int32_t choice) { stopped_[static_cast<size_t>(choice)].store(true, std::memory_order_release); }
+  void stop_choice(int32_t choice);
 
   // Engine thread.
   void push(StreamEvent event);
@@ -40,7 +40,7 @@ class TokenStream {
   std::condition_variable arrived_;
   std::deque<StreamEvent> events_;
   bool finished_ = false;
-  std::function<void()> on_cancel_;
+  std::function<void()> on_signal_;
   std::atomic<bool> cancelled_{false};
   std::vector<std::atomic<bool>> stopped_;
 };

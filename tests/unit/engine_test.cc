@@ -241,6 +241,21 @@ TEST(Engine, AStoppedChoiceEndsAndTheOthersGoOn) {
   EXPECT_EQ(result.tokens.at(1).back(), expected_tokens({1, 2}, 200).back());
 }
 
+TEST(Engine, ARequestWhoseChoicesAllStoppedEndsWithoutItsTurn) {
+  auto engine = make_engine({.step_time = 20ms});
+  GenerateRequest request = greedy({1, 2}, 200);
+  request.choices = 2;
+  auto stream = accept(*engine, request);
+  ASSERT_TRUE(stream->next(5s).has_value());
+  stream->stop_choice(0);
+  stream->stop_choice(1);
+  const Result result = collect(*stream);
+  EXPECT_EQ(result.finished.reason, FinishReason::stop);
+  EXPECT_EQ(result.choices.size(), 2u);
+  EXPECT_LE(result.finished.usage.generated_tokens, 6);
+  expect_no_live_page(*engine);
+}
+
 TEST(Engine, AFullQueueIsAnAnswer) {
   EngineOptions options = small_options();
   options.scheduler.running_sequences_max = 1;
@@ -335,6 +350,45 @@ TEST(Engine, AStickyErrorEndsAllAndRefusesMore) {
   EXPECT_THAT(engine->stats().fault, HasSubstr("device lost"));
   EXPECT_EQ(refused(*engine, greedy({1}, 1)).kind, SubmitError::Kind::faulted);
   expect_no_live_page(*engine);
+}
+
+// Preempted after its prompt was scored, a request comes back with a hit on its own pages: nothing is scored twice.
+TEST(Engine, EchoedLogprobsSurviveAPreemption) {
+  EngineOptions options = small_options();
+  options.scheduler.pages_total = 14;
+  auto engine = make_engine({.step_time = 300us}, options);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (TokenId i = 0; i < 2; ++i) streams.push_back(accept(*engine, greedy(std::vector<TokenId>(79, i), 60)));
+  GenerateRequest scored = greedy(std::vector<TokenId>(40, 7), 100);
+  scored.top_logprobs = 1;
+  scored.prompt_logprobs = true;
+  streams.push_back(accept(*engine, scored));
+  int32_t preemptions = 0;
+  for (TokenId i = 0; i < 2; ++i) {
+    const Result other = collect(*streams[static_cast<size_t>(i)]);
+    EXPECT_EQ(other.tokens.at(0), expected_tokens(std::vector<TokenId>(79, i), 60));
+    preemptions += other.finished.usage.preemptions;
+  }
+  const Result result = collect(*streams[2]);
+  preemptions += result.finished.usage.preemptions;
+  EXPECT_EQ(result.prompt_logprobs.size(), 40u);
+  EXPECT_EQ(result.tokens.at(0), expected_tokens(scored.prompt, 100));
+  EXPECT_GT(engine->stats().preemptions, 0);
+  EXPECT_EQ(preemptions, engine->stats().preemptions);
+}
+
+TEST(Engine, ShowsARequestWhileItsFirstStepRuns) {
+  auto engine = make_engine({.step_time = 100ms});
+  auto stream = accept(*engine, greedy(std::vector<TokenId>(20, 1), 1));
+  EngineStats during;
+  for (int i = 0; i < 60 && during.requests_running == 0; ++i) {
+    std::this_thread::sleep_for(1ms);
+    during = engine->stats();
+  }
+  EXPECT_EQ(during.requests_running, 1);
+  EXPECT_EQ(during.pages.live, 2);
+  EXPECT_EQ(during.steps, 0);
+  collect(*stream);
 }
 
 // A pool for a tenth of what is asked: preemption and waiting change no answer.
