@@ -33,6 +33,10 @@ void operator delete(void* memory) noexcept {
   std::free(memory);
 }
 void operator delete(void* memory, size_t /*bytes*/) noexcept { operator delete(memory); }
+// A sanitizer's own array forms would pass by the counters.
+void* operator new[](size_t bytes) { return operator new(bytes); }
+void operator delete[](void* memory) noexcept { operator delete(memory); }
+void operator delete[](void* memory, size_t /*bytes*/) noexcept { operator delete(memory); }
 
 namespace headroom {
 namespace {
