@@ -40,15 +40,18 @@ void check_batch(const KvLayer& layer, const BatchView& batch) {
     CHECK_LE(begin, end) << "rows of sequence " << s;
     if (begin == end) continue;
     CHECK_GE(batch.positions[begin], 0) << "sequence " << s;
-    CHECK_EQ(batch.positions[end - 1] - batch.positions[begin], end - 1 - begin) << "positions of sequence " << s << " must ascend by one";
+    CHECK_EQ(batch.positions[end - 1] - batch.positions[begin], end - 1 - begin)
+        << "positions of sequence " << s << " must ascend by one";
     const int32_t pages = batch.page_table_begin[s + 1] - batch.page_table_begin[s];
-    CHECK_LT(batch.positions[end - 1] / layer.page_tokens, pages) << "the page table of sequence " << s << " is too short";
+    CHECK_LT(batch.positions[end - 1] / layer.page_tokens, pages)
+        << "the page table of sequence " << s << " is too short";
   }
 }
 
 void check_layer(const KvLayer& layer, int32_t query_heads, int32_t kv_heads, int32_t head_dim) {
   CHECK(layer.data != nullptr);
-  CHECK(layer.page_tokens == 16 || layer.page_tokens == 32 || layer.page_tokens == 64) << "page_tokens " << layer.page_tokens;
+  CHECK(layer.page_tokens == 16 || layer.page_tokens == 32 || layer.page_tokens == 64)
+      << "page_tokens " << layer.page_tokens;
   CHECK_EQ(layer.kv_heads, kv_heads);
   CHECK_EQ(layer.head_dim, head_dim);
   CHECK_GE(kv_heads, 1);
@@ -81,7 +84,8 @@ void check_embedding(const Matrix& out, const Weight& table, std::span<const int
   check_shape(out, T, D, "out");
   bind(D, table.cols(), "table");
   check_length(tokens.size(), T, "tokens");
-  for (const int32_t token : tokens) CHECK(token >= 0 && token < table.rows()) << "token " << token << " of " << table.rows();
+  for (const int32_t token : tokens)
+    CHECK(token >= 0 && token < table.rows()) << "token " << token << " of " << table.rows();
 }
 
 void check_rmsnorm(const Matrix& out, const Matrix& x, Vector weight) {

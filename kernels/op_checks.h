@@ -1,4 +1,5 @@
-// Shape checks of the ops, with the names of the sizes, once for all backends. A wrong shape is a bug of the caller: CHECK.
+// Shape checks of the ops, with the names of the sizes, once for all backends. A wrong shape is a bug of the caller:
+// CHECK.
 #pragma once
 
 #include <span>
@@ -7,7 +8,8 @@
 
 namespace headroom {
 
-// The group of query heads that share a KV head is at most this large, head_dim at most kHeadDimMax and a multiple of kHeadDimStep.
+// The group of query heads that share a KV head is at most this large, head_dim at most kHeadDimMax and a multiple of
+// kHeadDimStep.
 constexpr int32_t kQueryGroupMax = 32;
 constexpr int32_t kHeadDimMax = 256;
 constexpr int32_t kHeadDimStep = 8;

@@ -13,17 +13,25 @@ namespace {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const CpuBackendOptions& options) : pool_(options.threads > 0 ? options.threads : usable_physical_cores()) {}
+  explicit CpuBackend(const CpuBackendOptions& options)
+      : pool_(options.threads > 0 ? options.threads : usable_physical_cores()) {}
 
   std::string description() const override {
     const int threads = pool_.threads();
-    return std::string("cpu: ") + cpu::simd_target_name() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+    return std::string("cpu: ") + cpu::simd_target_name() + ", " + std::to_string(threads) +
+           (threads == 1 ? " thread" : " threads");
   }
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<CpuMemory>(bytes); }
-  void copy_in(std::byte* destination, const void* host_source, size_t bytes) override { std::memmove(destination, host_source, bytes); }
-  void copy_out(void* host_destination, const std::byte* source, size_t bytes) override { std::memmove(host_destination, source, bytes); }
-  void copy(std::byte* destination, const std::byte* source, size_t bytes) override { std::memmove(destination, source, bytes); }
+  void copy_in(std::byte* destination, const void* host_source, size_t bytes) override {
+    std::memmove(destination, host_source, bytes);
+  }
+  void copy_out(void* host_destination, const std::byte* source, size_t bytes) override {
+    std::memmove(host_destination, source, bytes);
+  }
+  void copy(std::byte* destination, const std::byte* source, size_t bytes) override {
+    std::memmove(destination, source, bytes);
+  }
   void synchronize() override {}
 
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
@@ -46,7 +54,8 @@ class CpuBackend final : public Backend {
     check_gemm(out, x, weight, bias);
     cpu::gemm(pool_, gemm_scratch_, out, x, packed(weight), bias);
   }
-  void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor) override {
+  void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq,
+                  float factor) override {
     check_rope_table(out, positions, inv_freq);
     cpu::rope_table(pool_, out, positions, inv_freq, factor);
   }
@@ -54,7 +63,8 @@ class CpuBackend final : public Backend {
     check_rope_kv_write(qkv, layer, batch, params);
     cpu::rope_kv_write(pool_, qkv, layer, batch, params);
   }
-  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) override {
+  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                       const AttentionParams& params) override {
     check_paged_attention(out, qkv, layer, batch, params);
     cpu::paged_attention(pool_, attention_scratch_, out, qkv, layer, batch, params);
   }
@@ -78,6 +88,8 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) { return std::make_unique<CpuBackend>(options); }
+std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
 
 }  // namespace headroom

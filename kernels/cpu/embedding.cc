@@ -16,9 +16,15 @@ void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::spa
   pool.for_range(out.rows, rows_per_worker(out.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       switch (table.dtype()) {
-        case DType::kF32: copy_row<float>(out.row(t), table, tokens[t], [](float value) { return value; }); break;
-        case DType::kBF16: copy_row<uint16_t>(out.row(t), table, tokens[t], bf16_to_f32); break;
-        case DType::kF16: copy_row<uint16_t>(out.row(t), table, tokens[t], f16_to_f32); break;
+        case DType::kF32:
+          copy_row<float>(out.row(t), table, tokens[t], [](float value) { return value; });
+          break;
+        case DType::kBF16:
+          copy_row<uint16_t>(out.row(t), table, tokens[t], bf16_to_f32);
+          break;
+        case DType::kF16:
+          copy_row<uint16_t>(out.row(t), table, tokens[t], f16_to_f32);
+          break;
       }
     }
   });

@@ -1,14 +1,13 @@
-// out = x · weightᵀ + bias over packed panels. Every output is one chain of fused multiply-adds over k ascending, bias last, whatever
-// the number of rows: few rows read the panels once, straight from memory; many rows widen a block of a panel to fp32 in L1, reuse it
-// for all rows, and carry the chains from block to block.
+// out = x · weightᵀ + bias over packed panels. Every output is one chain of fused multiply-adds over k ascending, bias
+// last, whatever the number of rows: few rows read the panels once, straight from memory; many rows widen a block of a
+// panel to fp32 in L1, reuse it for all rows, and carry the chains from block to block.
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/gemm.cc"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "kernels/cpu/simd-inl.h"
 
@@ -18,9 +17,10 @@ namespace HWY_NAMESPACE {
 
 constexpr int kPanelVectors = static_cast<int>(kPanelRows) / kLanes;
 // Rows that the direct kernel holds in registers beside a whole panel.
-constexpr int kDirectRows = kTileRows * kTileVectors * 2 / 3 / kPanelVectors > 0 ? kTileRows * kTileVectors * 2 / 3 / kPanelVectors : 1;
-constexpr int64_t kBlockSteps = 128;     // k of a widened block: 16 KiB, half of L1
-constexpr int64_t kRowsPerBlock = 192;   // rows packed at a time: in L2 up to a K of 1024
+constexpr int kDirectRows =
+    kTileRows * kTileVectors * 2 / 3 / kPanelVectors > 0 ? kTileRows* kTileVectors * 2 / 3 / kPanelVectors : 1;
+constexpr int64_t kBlockSteps = 128;    // k of a widened block: 16 KiB, half of L1
+constexpr int64_t kRowsPerBlock = 192;  // rows packed at a time: in L2 up to a K of 1024
 constexpr int64_t kTilesPerBlock = kRowsPerBlock / kTileRows;
 constexpr int64_t kPrefetchBytes = 1024;  // ahead of the panel's reader
 
@@ -37,7 +37,8 @@ HWY_INLINE void store_outputs(float* out, const float* sums, const float* bias, 
 }
 
 template <DType type, int kRows>
-void direct_panels(Matrix out, Matrix x, const PackedWeight& weight, const float* bias, int64_t first_panel, int64_t last_panel) {
+void direct_panels(Matrix out, Matrix x, const PackedWeight& weight, const float* bias, int64_t first_panel,
+                   int64_t last_panel) {
   const DF d;
   const int64_t steps = weight.cols();
   for (int64_t p = first_panel; p < last_panel; ++p) {
@@ -87,7 +88,8 @@ HWY_INLINE void multiply_tile(float* sums, const float* x, const float* w, int64
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = first ? hn::Zero(d) : hn::Load(d, sums + r * kPanelRows + v * kLanes);
+    for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = first ? hn::Zero(d) : hn::Load(d, sums + r * kPanelRows + v * kLanes);
   }
   accumulate_tile<kRows, kVectors, 1, kTileRows>(acc, x, w, kPanelRows, static_cast<size_t>(steps));
   HEADROOM_UNROLL
@@ -101,8 +103,8 @@ HWY_INLINE void multiply_tile(float* sums, const float* x, const float* w, int64
 HWY_INLINE int64_t tile_begin(int64_t rows, int64_t tiles, int64_t i) { return rows * i / tiles; }
 
 template <DType type>
-void blocked_panels(Matrix out, const float* packed_x, const PackedWeight& weight, const float* bias, int64_t first_panel,
-                    int64_t last_panel) {
+void blocked_panels(Matrix out, const float* packed_x, const PackedWeight& weight, const float* bias,
+                    int64_t first_panel, int64_t last_panel) {
   HWY_ALIGN float widened[kBlockSteps * kPanelRows];
   HWY_ALIGN float sums[kRowsPerBlock * kPanelRows];
   const int64_t cols = weight.cols();
@@ -118,8 +120,8 @@ void blocked_panels(Matrix out, const float* packed_x, const PackedWeight& weigh
         const float* x = packed_x + (i * cols + k) * kTileRows;
         with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
           for (int v = 0; v < kPanelVectors; v += kTileVectors) {
-            multiply_tile<decltype(count)::value, kTileVectors>(sums + begin * kPanelRows + v * kLanes, x, widened + v * kLanes, steps,
-                                                                k == 0);
+            multiply_tile<decltype(count)::value, kTileVectors>(sums + begin * kPanelRows + v * kLanes, x,
+                                                                widened + v * kLanes, steps, k == 0);
           }
         });
       }
@@ -147,7 +149,8 @@ void pack_rows(float* packed, Matrix x, int64_t first, int64_t last) {
 }
 
 template <DType type>
-void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, const float* bias) {
+void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight,
+                  const float* bias) {
   if (x.rows <= kDirectRows) {
     pool.for_range(weight.panels(), 1, [&](int64_t begin, int64_t end) {
       with_static_count<kDirectRows>(static_cast<int>(x.rows), [&](auto rows) HWY_ATTR {
@@ -169,11 +172,15 @@ void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x,
   }
 }
 
-void gemm_any(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, const float* bias) {
+void gemm_any(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight,
+              const float* bias) {
   switch (weight.dtype()) {
-    case DType::kF32: return gemm_of_type<DType::kF32>(pool, scratch, out, x, weight, bias);
-    case DType::kBF16: return gemm_of_type<DType::kBF16>(pool, scratch, out, x, weight, bias);
-    case DType::kF16: return gemm_of_type<DType::kF16>(pool, scratch, out, x, weight, bias);
+    case DType::kF32:
+      return gemm_of_type<DType::kF32>(pool, scratch, out, x, weight, bias);
+    case DType::kBF16:
+      return gemm_of_type<DType::kBF16>(pool, scratch, out, x, weight, bias);
+    case DType::kF16:
+      return gemm_of_type<DType::kF16>(pool, scratch, out, x, weight, bias);
   }
 }
 
@@ -188,6 +195,7 @@ HWY_EXPORT(gemm_any);
 namespace cpu {
 
 void gemm(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias) {
+  if (x.rows == 0) return;
   HWY_DYNAMIC_DISPATCH(gemm_any)(pool, scratch, out, x, weight, bias.empty() ? nullptr : bias.data());
 }
 

@@ -4,9 +4,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/machine_probe.cc"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "kernels/cpu/simd-inl.h"
 
@@ -22,7 +21,8 @@ uint32_t read_all(const std::byte* data, size_t bytes) {
   const size_t quarter = bytes / 4;
   for (size_t i = 0; i < quarter; i += kStep) {
     for (size_t j = 0; j < kStep; j += kLanes * sizeof(float)) {
-      const auto load = [&](size_t at) HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(data + at + i + j)); };
+      const auto load = [&](size_t at)
+                            HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(data + at + i + j)); };
       a = hn::Xor(a, load(0));
       b = hn::Xor(b, load(quarter));
       c = hn::Xor(c, load(2 * quarter));

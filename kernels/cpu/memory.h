@@ -1,4 +1,5 @@
-// Anonymous memory of the CPU backend: zero until written, not resident until touched, in huge pages where the system has them.
+// Anonymous memory of the CPU backend: zero until written, not resident until touched, in huge pages where the system
+// has them.
 #pragma once
 
 #include <cstddef>

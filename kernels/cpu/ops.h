@@ -1,7 +1,7 @@
 // The ops of the CPU backend, one per file of the same name. Shapes were checked by the caller (op_checks.h).
 //
-// Threads: called by the engine thread; each spreads its rows, panels or heads over `pool`. Scratch belongs to the backend and is
-// reused from call to call.
+// Threads: called by the engine thread; each spreads its rows, panels or heads over `pool`. Scratch belongs to the
+// backend and is reused from call to call.
 #pragma once
 
 #include <algorithm>
@@ -40,18 +40,23 @@ void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::spa
 void rmsnorm(ThreadPool& pool, Matrix out, Matrix x, Vector weight, float eps);
 void add_rmsnorm(ThreadPool& pool, Matrix out, Matrix residual, Matrix x, Vector weight, float eps);
 void gemm(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias);
-void rope_table(ThreadPool& pool, Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor);
-void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params);
-void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
-                     const AttentionParams& params);
+void rope_table(ThreadPool& pool, Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq,
+                float factor);
+void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                   const RopeKvParams& params);
+void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer,
+                     const BatchView& batch, const AttentionParams& params);
 void silu_mul(ThreadPool& pool, Matrix out, Matrix gate_up);
 void gather_rows(ThreadPool& pool, Matrix out, Matrix x, std::span<const int32_t> rows);
 
 // The SIMD target that run-time dispatch chose, as Highway names it: "AVX3", "AVX2", "NEON".
 const char* simd_target_name();
 
-// Elements that a worker should have before it is worth waking: a hand-over costs about a microsecond, as does this much work.
+// Elements that a worker should have before it is worth waking: a hand-over costs about a microsecond, as does this
+// much work.
 constexpr int64_t kElementsPerWorker = 8192;
-inline int64_t rows_per_worker(int64_t cols) { return std::max<int64_t>(1, kElementsPerWorker / std::max<int64_t>(cols, 1)); }
+inline int64_t rows_per_worker(int64_t cols) {
+  return std::max<int64_t>(1, kElementsPerWorker / std::max<int64_t>(cols, 1));
+}
 
 }  // namespace headroom::cpu

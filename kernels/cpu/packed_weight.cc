@@ -13,7 +13,8 @@ int64_t total_rows(std::span<const HostWeight> parts) {
 }
 
 DType common_dtype(std::span<const HostWeight> parts) {
-  const bool same = std::all_of(parts.begin(), parts.end(), [&](const HostWeight& p) { return p.dtype == parts[0].dtype; });
+  const bool same =
+      std::all_of(parts.begin(), parts.end(), [&](const HostWeight& p) { return p.dtype == parts[0].dtype; });
   return same ? parts[0].dtype : DType::kF32;
 }
 
@@ -27,9 +28,12 @@ T load_unaligned(const std::byte* from, int64_t i) {
 
 float load_as_f32(const std::byte* from, DType dtype, int64_t i) {
   switch (dtype) {
-    case DType::kF32: return load_unaligned<float>(from, i);
-    case DType::kBF16: return bf16_to_f32(load_unaligned<uint16_t>(from, i));
-    case DType::kF16: return f16_to_f32(load_unaligned<uint16_t>(from, i));
+    case DType::kF32:
+      return load_unaligned<float>(from, i);
+    case DType::kBF16:
+      return bf16_to_f32(load_unaligned<uint16_t>(from, i));
+    case DType::kF16:
+      return f16_to_f32(load_unaligned<uint16_t>(from, i));
   }
   return 0.0f;
 }
@@ -48,7 +52,8 @@ Row find_row(std::span<const HostWeight> parts, int64_t row) {
   return {};
 }
 
-// Writes a panel column by column from rows of the same type. A block of columns at a time keeps the lines of all rows in L1.
+// Writes a panel column by column from rows of the same type. A block of columns at a time keeps the lines of all rows
+// in L1.
 template <class T>
 void interleave_rows(T* panel, std::span<const Row> rows, int64_t cols) {
   constexpr int64_t kBlock = 64 / sizeof(T);

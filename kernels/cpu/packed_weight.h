@@ -1,5 +1,6 @@
-// A weight [N, K] in panels of kPanelRows output rows: [N / kPanelRows][K][kPanelRows], rows past N zero. K is sequential within a
-// panel, so that a matrix-vector product streams memory in one direction, and one vector register holds one k of several outputs.
+// A weight [N, K] in panels of kPanelRows output rows: [N / kPanelRows][K][kPanelRows], rows past N zero. K is
+// sequential within a panel, so that a matrix-vector product streams memory in one direction, and one vector register
+// holds one k of several outputs.
 #pragma once
 
 #include <cstddef>

@@ -1,119 +1,22 @@
-// Causal attention over pages, prefill and decode alike: softmax(scale · q·kᵀ) · v with an online softmax (Milakov & Gimelshein 2018).
+// Causal attention over pages, prefill and decode alike: softmax(scale · q·kᵀ) · v with an online softmax (Milakov &
+// Gimelshein 2018).
 //
-// A tile is up to kTileQueryRows rows of one sequence and one KV head: all query heads of the group for one or several neighbouring
-// tokens. It walks the pages once; a K or V element is widened to fp32 once for all rows of the tile.
-// Bits: keys are taken in blocks of kBlockKeys at absolute positions, blocks in splits of kSplitKeys at absolute positions, splits are
-// merged in ascending order. A key that a row may not see never enters that row's arithmetic: not as a zero weight either, since
-// 0 · NaN is NaN. So a row's bits depend on its query and the keys that it sees, and on no tile, page size, split across threads.
+// A tile is up to kTileQueryRows rows of one sequence and one KV head: all query heads of the group for one or several
+// neighbouring tokens. It walks the pages once; a K or V element is widened to fp32 once for all rows of the tile.
+// Bits: keys are taken in blocks of kBlockKeys at absolute positions, blocks in splits of kSplitKeys at absolute
+// positions, splits are merged in ascending order. A key that a row may not see never enters that row's arithmetic: not
+// as a zero weight either, since 0 · NaN is NaN. So a row's bits depend on its query and the keys that it sees, and on
+// no tile, page size, split across threads.
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/paged_attention.cc"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+#include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/simd-inl.h"
-
-#ifndef HEADROOM_KERNELS_CPU_PAGED_ATTENTION_ONCE_
-#define HEADROOM_KERNELS_CPU_PAGED_ATTENTION_ONCE_
-#include <algorithm>
-#include <atomic>
-#include <limits>
-
-namespace headroom::cpu {
-
-constexpr int kTileQueryRows = 32;  // the largest group
-constexpr int kBlockKeys = 32;
-constexpr int kChunkKeys = 16;  // the smallest page: keys of one chunk are neighbours in memory
-constexpr int32_t kSplitKeys = 512;
-static_assert(kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
-// From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
-constexpr size_t kTilesPerWorker = 8;
-
-// `tokens` rows from `first_row` on, of one sequence and one KV head.
-struct AttentionTile {
-  const int32_t* page_table;
-  int32_t first_row;
-  int32_t tokens;
-  int32_t kv_head;
-  int32_t first_position;
-
-  int32_t last_position() const { return first_position + tokens - 1; }
-};
-
-// One attention call, as all its tiles see it.
-struct AttentionCall {
-  Matrix out;
-  Matrix qkv;
-  KvLayer layer;
-  BatchView batch;
-  AttentionParams params;
-
-  int group() const { return params.query_heads / params.kv_heads; }
-  int rows(const AttentionTile& tile) const { return tile.tokens * group(); }
-  int64_t padded_dim() const { return (params.head_dim + 15) / 16 * 16; }  // a multiple of every target's vector
-};
-
-// What one row has of the keys seen so far: the largest score, Σ 2^(score − max), and Σ 2^(score − max) · v.
-struct SoftmaxState {
-  float* max;   // [kTileQueryRows]
-  float* sum;   // [kTileQueryRows]
-  float* accumulator;  // [kTileQueryRows, padded_dim]
-
-  SoftmaxState(float* memory) : max(memory), sum(memory + kTileQueryRows), accumulator(memory + 2 * kTileQueryRows) {}
-  static size_t floats(int64_t padded_dim) { return static_cast<size_t>(kTileQueryRows * (2 + padded_dim)); }
-  void clear(int rows, int64_t padded_dim) {
-    std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
-    std::fill(sum, sum + rows, 0.0f);
-    std::fill(accumulator, accumulator + rows * padded_dim, 0.0f);
-  }
-};
-
-// A worker's memory for the tile that it works on.
-struct TileMemory {
-  float* queries;  // [head_dim, kTileQueryRows]: the tile's queries, transposed
-  float* keys;     // [head_dim, kBlockKeys]: the block's keys, transposed
-  float* values;   // [kBlockKeys, padded_dim]
-  float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights
-  SoftmaxState split;
-  SoftmaxState total;
-
-  TileMemory(float* memory, int64_t padded_dim)
-      : queries(memory),
-        keys(queries + padded_dim * kTileQueryRows),
-        values(keys + padded_dim * kBlockKeys),
-        weights(values + padded_dim * kBlockKeys),
-        split(weights + kTileQueryRows * kBlockKeys),
-        total(split.max + SoftmaxState::floats(padded_dim)) {}
-  static size_t floats(int64_t padded_dim) {
-    return static_cast<size_t>(padded_dim * (kTileQueryRows + 2 * kBlockKeys) + kTileQueryRows * kBlockKeys) +
-           2 * SoftmaxState::floats(padded_dim);
-  }
-};
-
-// Positions [begin, end).
-struct KeyRange {
-  int32_t begin;
-  int32_t end;
-  bool empty() const { return begin >= end; }
-  bool operator==(const KeyRange&) const = default;
-};
-
-// The keys of [begin, end) that the row at `position` sees.
-inline KeyRange visible(int32_t position, int32_t window_tokens, int32_t begin, int32_t end) {
-  const int32_t oldest = window_tokens > 0 ? std::max(0, position - window_tokens + 1) : 0;
-  return {std::max(begin, oldest), std::min(end, position + 1)};
-}
-
-// The keys that some row of the tile sees.
-inline KeyRange visible_to_tile(const AttentionTile& tile, int32_t window_tokens) {
-  return {visible(tile.first_position, window_tokens, 0, tile.first_position + 1).begin, tile.last_position() + 1};
-}
-
-}  // namespace headroom::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace headroom {
@@ -138,7 +41,8 @@ struct BlockRows {
   const Element<type>* v[kBlockKeys / kChunkKeys];
   int64_t head_dim;
 
-  BlockRows(const AttentionCall& call, const AttentionTile& tile, int32_t block, KeyRange range) : head_dim(call.layer.head_dim) {
+  BlockRows(const AttentionCall& call, const AttentionTile& tile, int32_t block, KeyRange range)
+      : head_dim(call.layer.head_dim) {
     const KvLayer& layer = call.layer;
     const int64_t head_elements = int64_t{layer.page_tokens} * head_dim;
     for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
@@ -147,7 +51,8 @@ struct BlockRows {
       if (first + kChunkKeys <= range.begin || first >= range.end) continue;
       const size_t page = static_cast<size_t>(tile.page_table[first / layer.page_tokens]);
       const std::byte* data = layer.data + page * layer.page_stride_bytes;
-      k[c] = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements + first % layer.page_tokens * head_dim;
+      k[c] = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements +
+             first % layer.page_tokens * head_dim;
       v[c] = k[c] + layer.kv_heads * head_elements;
     }
   }
@@ -157,7 +62,8 @@ struct BlockRows {
 
 #if HWY_TARGET == HWY_SCALAR
 template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>*, const Element<type>*, int64_t head_dim) {
+HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>*, const Element<type>*,
+                               int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; ++i) to[i * kBlockKeys] = element_to_f32<type>(rows[i]);
 }
 #else
@@ -173,7 +79,8 @@ HWY_INLINE hn::Vec<D> gather_rows(D d, const T* from, int64_t stride) {
   }
 }
 
-// Four vectors of [row / 4][4 words], of rows 0, 1, 2, 3 modulo 4, become four vectors that each have one word of all rows in order.
+// Four vectors of [row / 4][4 words], of rows 0, 1, 2, 3 modulo 4, become four vectors that each have one word of all
+// rows in order.
 template <class D, class V>
 HWY_INLINE void transpose_words(D d, V (&words)[4]) {
   const hn::RepartitionToWide<D> wide;
@@ -187,19 +94,20 @@ HWY_INLINE void transpose_words(D d, V (&words)[4]) {
   words[3] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_high, ce_high));
 }
 
-// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of the next block's keys and
-// values are asked for, a few lines at a time, because a burst of prefetches fills the core's miss buffers and stalls it.
+// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of the next
+// block's keys and values are asked for, a few lines at a time, because a burst of prefetches fills the core's miss
+// buffers and stalls it.
 template <size_t kBytes, class T>
 HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
   const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
   for (size_t line = 0; line < kBytes; line += 64) hwy::Prefetch(begin + line);
 }
 
-// to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element or two 16-bit ones, which widen after the transpose.
-// `ahead_k` and `ahead_v`, unless null: the same rows of the next block.
+// to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element or two 16-bit ones, which widen after
+// the transpose. `ahead_k` and `ahead_v`, unless null: the same rows of the next block.
 template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k, const Element<type>* ahead_v,
-                               int64_t head_dim) {
+HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k,
+                               const Element<type>* ahead_v, int64_t head_dim) {
   const DF d;
   const hn::RebindToUnsigned<DF> d32;
   constexpr int kPerWord = type == DType::kF32 ? 1 : 2;
@@ -233,8 +141,8 @@ HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Eleme
 }
 #endif
 
-// The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed with the
-// others: a lane meets no other lane until it has been masked.
+// The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed
+// with the others: a lane meets no other lane until it has been masked.
 template <DType type>
 void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& next) {
   for (int32_t j = 0; j < kBlockKeys; j += kLanes) {
@@ -242,7 +150,8 @@ void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& ne
     if (rows.k[c] == nullptr) continue;
     const int64_t at = j % kChunkKeys * rows.head_dim;
     const bool ahead = next.k[c] != nullptr;
-    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? next.k[c] + at : nullptr, ahead ? next.v[c] + at : nullptr, rows.head_dim);
+    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? next.k[c] + at : nullptr, ahead ? next.v[c] + at : nullptr,
+                         rows.head_dim);
   }
 }
 
@@ -271,7 +180,8 @@ void score_rows(float* weights, const float* queries, const float* keys, int64_t
       HEADROOM_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
     }
-    accumulate_tile<kRows, kVectors, 1, kTileQueryRows>(acc, queries, keys + first * kLanes, kBlockKeys, static_cast<size_t>(head_dim));
+    accumulate_tile<kRows, kVectors, 1, kTileQueryRows>(acc, queries, keys + first * kLanes, kBlockKeys,
+                                                        static_cast<size_t>(head_dim));
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
@@ -282,17 +192,19 @@ void score_rows(float* weights, const float* queries, const float* keys, int64_t
 
 // accumulator[r] = accumulator[r] · decay[r] + Σ over `steps` keys of weights[r][j] · values[j].
 template <int kRows, int kVectors>
-HWY_INLINE void mix_columns(float* accumulator, const float* decay, const float* weights, const float* values, int32_t steps,
-                            int64_t padded_dim) {
+HWY_INLINE void mix_columns(float* accumulator, const float* decay, const float* weights, const float* values,
+                            int32_t steps, int64_t padded_dim) {
   const DF d;
   VF acc[kRows][kVectors];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const VF factor = hn::Set(d, decay[r]);
     HEADROOM_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + v * kLanes), factor);
+    for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + v * kLanes), factor);
   }
-  accumulate_tile<kRows, kVectors, kBlockKeys, 1>(acc, weights, values, static_cast<size_t>(padded_dim), static_cast<size_t>(steps));
+  accumulate_tile<kRows, kVectors, kBlockKeys, 1>(acc, weights, values, static_cast<size_t>(padded_dim),
+                                                  static_cast<size_t>(steps));
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
@@ -301,7 +213,8 @@ HWY_INLINE void mix_columns(float* accumulator, const float* decay, const float*
 }
 
 template <int kRows>
-void mix_rows(float* accumulator, const float* decay, const float* weights, const float* values, int32_t steps, int64_t padded_dim) {
+void mix_rows(float* accumulator, const float* decay, const float* weights, const float* values, int32_t steps,
+              int64_t padded_dim) {
   int64_t i = 0;
   for (; i + kTileVectors * kLanes <= padded_dim; i += kTileVectors * kLanes) {
     mix_columns<kRows, kTileVectors>(accumulator + i, decay, weights, values + i, steps, padded_dim);
@@ -313,8 +226,8 @@ void mix_rows(float* accumulator, const float* decay, const float* weights, cons
 
 // mix_rows on values as they are stored: few enough rows that each value is widened only once, in registers.
 template <DType type, int kRows>
-void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows, int32_t begin, int32_t end,
-                     int64_t padded_dim) {
+void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows,
+                     int32_t begin, int32_t end, int64_t padded_dim) {
   const DF d;
   // More columns at once where there are few rows: enough chains to hide the latency of an addition.
   constexpr int kVectors = kRows * 2 <= kTileRows ? 2 * kTileVectors : kTileVectors;
@@ -327,7 +240,8 @@ void mix_stored_rows(float* accumulator, const float* decay, const float* weight
       for (int r = 0; r < kRows; ++r) {
         const VF factor = hn::Set(d, decay[r]);
         HEADROOM_UNROLL
-        for (int v = 0; v < kCount; ++v) acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
+        for (int v = 0; v < kCount; ++v)
+          acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
       }
       for (int32_t j = begin; j < end; ++j) {
         const Element<type>* value = rows.value(j) + i;
@@ -410,8 +324,8 @@ HWY_INLINE void exp2_rows(float* values) {
 
 // Takes one block of keys into the split's state of every row that sees some of them.
 template <DType type>
-void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range,
-                  KeyRange next_range) {
+void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block,
+                  KeyRange block_range, KeyRange next_range) {
   const int64_t head_dim = call.params.head_dim;
   const int64_t padded_dim = call.padded_dim();
   const int group = call.group();
@@ -419,7 +333,8 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
   const BlockRows<type> rows(call, tile, block, block_range);
   load_keys<type>(memory.keys, rows, BlockRows<type>(call, tile, block + kBlockKeys, next_range));
   for_register_tiles(0, call.rows(tile), [&](int first, auto count) HWY_ATTR {
-    score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, head_dim);
+    score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys,
+                                       head_dim);
   });
 
   KeyRange ranges[kTileQueryRows];
@@ -444,13 +359,14 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
 
   if (uniform && call.rows(tile) <= kTileRows && head_dim % kLanes == 0) {
     with_static_count<kTileRows>(call.rows(tile), [&](auto count) HWY_ATTR {
-      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, rows, ranges[0].begin - block,
-                                                    ranges[0].end - block, padded_dim);
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, rows,
+                                                    ranges[0].begin - block, ranges[0].end - block, padded_dim);
     });
     return;
   }
   load_values<type>(memory.values, rows, block_range.begin - block, block_range.end - block, padded_dim);
-  // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has its own.
+  // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
+  // its own.
   const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
   for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
     if (ranges[t].empty()) continue;
@@ -458,8 +374,8 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     const int32_t steps = ranges[t].end - ranges[t].begin;
     for_register_tiles(t * group, (t + tokens_per_pass) * group, [&](int first, auto count) HWY_ATTR {
       mix_rows<decltype(count)::value>(memory.split.accumulator + first * padded_dim, decay + first,
-                                       memory.weights + first * kBlockKeys + begin, memory.values + begin * padded_dim, steps,
-                                       padded_dim);
+                                       memory.weights + first * kBlockKeys + begin, memory.values + begin * padded_dim,
+                                       steps, padded_dim);
     });
   }
 }
@@ -479,7 +395,8 @@ void attend_split(const AttentionCall& call, const AttentionTile& tile, TileMemo
 }
 
 // Merges the state of the next split into `total`, row by row where the row saw keys of that split.
-void merge_split(const AttentionCall& call, const AttentionTile& tile, SoftmaxState total, SoftmaxState split, int32_t split_index) {
+void merge_split(const AttentionCall& call, const AttentionTile& tile, SoftmaxState total, SoftmaxState split,
+                 int32_t split_index) {
   const DF d;
   const int64_t padded_dim = call.padded_dim();
   const int32_t begin = split_index * cpu::kSplitKeys;
@@ -529,9 +446,12 @@ void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxSta
 
 void attend_split_any(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t split) {
   switch (call.layer.dtype) {
-    case DType::kF32: return attend_split<DType::kF32>(call, tile, memory, split);
-    case DType::kBF16: return attend_split<DType::kBF16>(call, tile, memory, split);
-    case DType::kF16: return attend_split<DType::kF16>(call, tile, memory, split);
+    case DType::kF32:
+      return attend_split<DType::kF32>(call, tile, memory, split);
+    case DType::kBF16:
+      return attend_split<DType::kBF16>(call, tile, memory, split);
+    case DType::kF16:
+      return attend_split<DType::kF16>(call, tile, memory, split);
   }
 }
 
@@ -540,6 +460,8 @@ void attend_split_any(const AttentionCall& call, const AttentionTile& tile, Tile
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <atomic>
+
 namespace headroom {
 HWY_EXPORT(attend_split_any);
 HWY_EXPORT(merge_split);
@@ -566,14 +488,16 @@ std::vector<AttentionTile> cut_tiles(const AttentionCall& call) {
     const int32_t* page_table = batch.page_tables.data() + batch.page_table_begin[s];
     for (int32_t row = batch.sequence_first_row[s]; row < batch.sequence_first_row[s + 1]; row += tokens_per_tile) {
       const int32_t tokens = std::min(tokens_per_tile, batch.sequence_first_row[s + 1] - row);
-      for (int32_t g = 0; g < call.params.kv_heads; ++g) tiles.push_back({page_table, row, tokens, g, batch.positions[row]});
+      for (int32_t g = 0; g < call.params.kv_heads; ++g)
+        tiles.push_back({page_table, row, tokens, g, batch.positions[row]});
     }
   }
   return tiles;
 }
 
 // Whole tiles to whichever worker is free: enough of them to go round.
-void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles, float* worker_memory) {
+void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles,
+                  float* worker_memory) {
   const size_t memory_floats = TileMemory::floats(call.padded_dim());
   std::atomic<size_t> next{0};
   const auto body = [&](int worker) {
@@ -594,8 +518,8 @@ void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const A
 }
 
 // Few tiles and long contexts: the splits go round, then each tile merges its own in ascending order.
-void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles, float* worker_memory,
-                   Scratch& partials) {
+void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles,
+                   float* worker_memory, Scratch& partials) {
   struct Part {
     size_t tile;
     int32_t split;
@@ -637,8 +561,8 @@ void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const 
 
 }  // namespace
 
-void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
-                     const AttentionParams& params) {
+void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer,
+                     const BatchView& batch, const AttentionParams& params) {
   const AttentionCall call{out, qkv, layer, batch, params};
   const std::vector<AttentionTile> tiles = cut_tiles(call);
   if (tiles.empty()) return;
@@ -649,7 +573,8 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
     const SplitRange range = splits_of(tile, params.window_tokens);
     splits += range.end - range.begin;
   }
-  const bool tiles_go_round = workers == 1 || tiles.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
+  const bool tiles_go_round =
+      workers == 1 || tiles.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
   if (tiles_go_round) {
     attend_tiles(pool, call, tiles, worker_memory);
   } else {

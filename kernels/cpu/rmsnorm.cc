@@ -4,7 +4,6 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rmsnorm.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
-
 #include "hwy/highway.h"
 #include "kernels/cpu/rmsnorm-inl.h"
 
@@ -16,7 +15,8 @@ void rmsnorm_rows(Matrix out, Matrix x, const float* weight, float eps, int64_t 
   for (int64_t t = begin; t < end; ++t) rmsnorm_row(out.row(t), x.row(t), weight, x.cols, eps);
 }
 
-void add_rmsnorm_rows(Matrix out, Matrix residual, Matrix x, const float* weight, float eps, int64_t begin, int64_t end) {
+void add_rmsnorm_rows(Matrix out, Matrix residual, Matrix x, const float* weight, float eps, int64_t begin,
+                      int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     float* sum = residual.row(t);
     for (int64_t i = 0; i < x.cols; ++i) sum[i] += x.row(t)[i];

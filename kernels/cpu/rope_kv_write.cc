@@ -1,11 +1,11 @@
-// Per head: RMSNorm where the model has it, rotation by the position, then k and v rounded into the row's slot of the page.
+// Per head: RMSNorm where the model has it, rotation by the position, then k and v rounded into the row's slot of the
+// page.
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rope_kv_write.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
-
 #include "hwy/highway.h"
 #include "kernels/cpu/rmsnorm-inl.h"
 
@@ -13,8 +13,8 @@ HWY_BEFORE_NAMESPACE();
 namespace headroom {
 namespace HWY_NAMESPACE {
 
-// (a, b) -> (a·cos − b·sin, b·cos + a·sin) for the pairs (i, i + half). Products are rounded before the sum, in every lane and in
-// the tail alike.
+// (a, b) -> (a·cos − b·sin, b·cos + a·sin) for the pairs (i, i + half). Products are rounded before the sum, in every
+// lane and in the tail alike.
 HWY_INLINE void rotate(float* head, const float* cosines, const float* sines, int64_t half) {
   const DF d;
   int64_t i = 0;
@@ -34,7 +34,8 @@ HWY_INLINE void rotate(float* head, const float* cosines, const float* sines, in
   }
 }
 
-void prepare_heads(float* heads, int64_t count, int64_t head_dim, const float* norm, float eps, const float* rope, int64_t rotary_dim) {
+void prepare_heads(float* heads, int64_t count, int64_t head_dim, const float* norm, float eps, const float* rope,
+                   int64_t rotary_dim) {
   for (int64_t h = 0; h < count; ++h) {
     float* head = heads + h * head_dim;
     if (norm != nullptr) rmsnorm_row(head, head, norm, head_dim, eps);
@@ -58,7 +59,9 @@ namespace {
 void store_rounded(std::byte* to, const float* from, int64_t count, DType dtype) {
   uint16_t* halves = reinterpret_cast<uint16_t*>(to);
   switch (dtype) {
-    case DType::kF32: std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float)); break;
+    case DType::kF32:
+      std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+      break;
     case DType::kBF16:
       for (int64_t i = 0; i < count; ++i) halves[i] = f32_to_bf16(from[i]);
       break;
@@ -84,7 +87,8 @@ void write_slot(const float* k, const float* v, const KvLayer& layer, int32_t pa
 
 }  // namespace
 
-void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) {
+void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                   const RopeKvParams& params) {
   const int64_t q_cols = int64_t{params.query_heads} * params.head_dim;
   const int64_t kv_cols = int64_t{params.kv_heads} * params.head_dim;
   const int64_t rotary_dim = params.rope_table.cols;

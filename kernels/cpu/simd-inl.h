@@ -1,6 +1,7 @@
 // What the kernels share, compiled once per SIMD target: loads that widen to fp32, exp, and the register tile.
 //
-// Every function here is lane-wise or sums in an order fixed by its arguments' shapes, so that bits do not depend on the batch.
+// Every function here is lane-wise or sums in an order fixed by its arguments' shapes, so that bits do not depend on
+// the batch.
 #if defined(HEADROOM_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADROOM_KERNELS_CPU_SIMD_INL_H_
 #undef HEADROOM_KERNELS_CPU_SIMD_INL_H_
@@ -77,8 +78,8 @@ HWY_INLINE float element_to_f32(Element<type> element) {
   if constexpr (type == DType::kF16) return f16_to_f32(element);
 }
 
-// 2^x for x <= 0, at most 1 ulp off; exactly 1 at 0, exactly 0 below -126; NaN stays NaN, so that a read of a slot that was never
-// written shows.
+// 2^x for x <= 0, at most 1 ulp off; exactly 1 at 0, exactly 0 below -126; NaN stays NaN, so that a read of a slot that
+// was never written shows.
 HWY_INLINE VF exp2_nonpositive(VF x) {
   const DF d;
   const hn::RebindToSigned<DF> di;
@@ -97,7 +98,8 @@ HWY_INLINE VF exp2_nonpositive(VF x) {
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Zero(d), result);
 }
 
-// acc[r][v] += a[k·kAStep + r·kARow] · b[k·b_stride + v·kLanes], k ascending: one chain of fused multiply-adds per output.
+// acc[r][v] += a[k·kAStep + r·kARow] · b[k·b_stride + v·kLanes], k ascending: one chain of fused multiply-adds per
+// output.
 template <int kRows, int kVectors, int kARow, int kAStep>
 HWY_INLINE void accumulate_tile(VF (&acc)[kRows][kVectors], const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
                                 size_t b_stride, size_t steps) {

@@ -17,8 +17,8 @@
 namespace headroom {
 namespace {
 
-// How long a worker spins for the next task before it sleeps. A step leaves gaps of a few microseconds between ops and of tens
-// of microseconds between steps (sampling, scheduling); waking a sleeper costs 5 to 50 µs.
+// How long a worker spins for the next task before it sleeps. A step leaves gaps of a few microseconds between ops and
+// of tens of microseconds between steps (sampling, scheduling); waking a sleeper costs 5 to 50 µs.
 constexpr auto kSpinTime = std::chrono::microseconds(100);
 constexpr int kSpinsBetweenClockReads = 64;
 constexpr int kSpinsBeforeYield = 2000;  // about 30 µs
@@ -74,7 +74,8 @@ ThreadPool::ThreadPool(int threads) : threads_(threads) {
     const size_t started = workers_.size() + 1;
     stop();
     throw std::runtime_error("cannot start " + std::to_string(threads_) + " compute threads, the system allowed " +
-                             std::to_string(started) + " (" + error.what() + "): lower --threads or raise the process limit");
+                             std::to_string(started) + " (" + error.what() +
+                             "): lower --threads or raise the process limit");
   }
 }
 

@@ -1,7 +1,9 @@
 // A fixed set of threads that run one task together, built for tasks of microseconds.
 //
-// Threads: run() belongs to the thread that made the pool; it takes part as worker 0 and returns when all workers are done.
-//   Between tasks the workers spin for a short while, so that the next op of a step starts within a microsecond, then sleep.
+// Threads: run() belongs to the thread that made the pool; it takes part as worker 0 and returns when all workers are
+// done.
+//   Between tasks the workers spin for a short while, so that the next op of a step starts within a microsecond, then
+//   sleep.
 // The pool decides who computes a row, never how: no result may depend on the worker or on their number.
 #pragma once
 
@@ -29,16 +31,16 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(worker) on every worker, worker in [0, threads()). Tasks do not nest. What a body throws is thrown here, once all
-  // workers are done.
+  // Calls body(worker) on every worker, worker in [0, threads()). Tasks do not nest. What a body throws is thrown here,
+  // once all workers are done.
   template <class Body>
   void run(const Body& body) {
     if (threads_ == 1) return body(0);
     run_task(Task{[](const void* context, int worker) { (*static_cast<const Body*>(context))(worker); }, &body});
   }
 
-  // Calls body(begin, end) on contiguous parts of [0, count), one part per worker, each part a multiple of `grain` long except the
-  // last. Runs on the caller alone where there is one part.
+  // Calls body(begin, end) on contiguous parts of [0, count), one part per worker, each part a multiple of `grain` long
+  // except the last. Runs on the caller alone where there is one part.
   template <class Body>
   void for_range(int64_t count, int64_t grain, const Body& body) {
     const int64_t grains = (count + grain - 1) / grain;
@@ -64,7 +66,7 @@ class ThreadPool {
   void stop();
 
   const int threads_;
-  Task task_;                                      // written before generation_ advances
+  Task task_;                                        // written before generation_ advances
   alignas(64) std::atomic<uint32_t> generation_{0};  // advances with every task
   alignas(64) std::atomic<int> unfinished_{0};       // workers still in the current task, without the caller
   std::atomic<bool> stopping_{false};

@@ -1,5 +1,5 @@
-// Each kernel's distance from the machine's limit. Beside the time, every line prints GB/s and its share of the read bandwidth, or
-// GFLOP/s and its share of the fp32 FMA peak, both measured at the start of the same run.
+// Each kernel's distance from the machine's limit. Beside the time, every line prints GB/s and its share of the read
+// bandwidth, or GFLOP/s and its share of the fp32 FMA peak, both measured at the start of the same run.
 //
 //   build/kernel_bench --benchmark_filter=decode
 #include <benchmark/benchmark.h>
@@ -36,7 +36,8 @@ Backend& backend() {
 void report_bytes(benchmark::State& state, double bytes_per_iteration) {
   const double bytes = bytes_per_iteration * static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["%bandwidth"] = benchmark::Counter(bytes * 100.0 / machine().bytes_per_second, benchmark::Counter::kIsRate);
+  state.counters["%bandwidth"] =
+      benchmark::Counter(bytes * 100.0 / machine().bytes_per_second, benchmark::Counter::kIsRate);
 }
 
 void report_flops(benchmark::State& state, double flops_per_iteration) {
@@ -89,10 +90,19 @@ void gemm_rows(benchmark::internal::Benchmark* bench) {
   bench->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 BENCHMARK_CAPTURE(gemm, bf16, DType::kBF16)->Apply(gemm_rows);
-BENCHMARK_CAPTURE(gemm, fp16, DType::kF16)->Args({1, 8192, 4096})->Args({32, 8192, 4096})->UseRealTime()->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(gemm, fp32, DType::kF32)->Args({1, 8192, 4096})->Args({32, 8192, 4096})->UseRealTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(gemm, fp16, DType::kF16)
+    ->Args({1, 8192, 4096})
+    ->Args({32, 8192, 4096})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(gemm, fp32, DType::kF32)
+    ->Args({1, 8192, 4096})
+    ->Args({32, 8192, 4096})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 
-// A layer's pages in memory, filled, and a batch whose sequences each have `context` tokens, the last `rows` of them in this step.
+// A layer's pages in memory, filled, and a batch whose sequences each have `context` tokens, the last `rows` of them in
+// this step.
 struct AttentionBatch {
   int32_t group, kv_heads, head_dim, page_tokens = 16;
   std::unique_ptr<Buffer> pool;
@@ -108,7 +118,8 @@ struct AttentionBatch {
     const int32_t pages = pages_per_sequence * sequences;
     pool = backend().allocate(page_bytes * pages);
     uint16_t* elements = reinterpret_cast<uint16_t*>(pool->data());
-    for (size_t i = 0; i < page_bytes / 2 * pages; ++i) elements[i] = f32_to_bf16(static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f);
+    for (size_t i = 0; i < page_bytes / 2 * pages; ++i)
+      elements[i] = f32_to_bf16(static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f);
     layer = {pool->data(), page_bytes, DType::kBF16, kv_heads, page_tokens, head_dim};
     tables.resize(pages);
     std::iota(tables.begin(), tables.end(), 0);
@@ -126,7 +137,8 @@ struct AttentionBatch {
   }
   void attend() {
     const int64_t rows = view.rows;
-    const AttentionParams params{group * kv_heads, kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0};
+    const AttentionParams params{group * kv_heads, kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                                 0};
     backend().paged_attention(Matrix(out.data(), rows, int64_t{group} * kv_heads * head_dim),
                               Matrix(qkv.data(), rows, int64_t{group + 2} * kv_heads * head_dim), layer, view, params);
   }
@@ -135,7 +147,8 @@ struct AttentionBatch {
 // Decode: every KV byte of the batch is read once, whatever the group.
 void decode_attention(benchmark::State& state) {
   const int32_t context = static_cast<int32_t>(state.range(3)), sequences = static_cast<int32_t>(state.range(4));
-  AttentionBatch batch(static_cast<int32_t>(state.range(0)), static_cast<int32_t>(state.range(1)), static_cast<int32_t>(state.range(2)), context, 1, sequences);
+  AttentionBatch batch(static_cast<int32_t>(state.range(0)), static_cast<int32_t>(state.range(1)),
+                       static_cast<int32_t>(state.range(2)), context, 1, sequences);
   for (auto _ : state) batch.attend();
   const double elements = 2.0 * context * sequences * batch.kv_heads * batch.head_dim;
   report_bytes(state, 2.0 * elements);
@@ -153,7 +166,8 @@ BENCHMARK(decode_attention)
 
 void prefill_attention(benchmark::State& state) {
   const int32_t context = static_cast<int32_t>(state.range(3)), rows = 512;
-  AttentionBatch batch(static_cast<int32_t>(state.range(0)), static_cast<int32_t>(state.range(1)), static_cast<int32_t>(state.range(2)), context, rows, 1);
+  AttentionBatch batch(static_cast<int32_t>(state.range(0)), static_cast<int32_t>(state.range(1)),
+                       static_cast<int32_t>(state.range(2)), context, rows, 1);
   for (auto _ : state) batch.attend();
   const double pairs = rows * (context - rows) + rows * (rows + 1) / 2.0;
   report_flops(state, 4.0 * pairs * batch.group * batch.kv_heads * batch.head_dim);
@@ -167,7 +181,8 @@ BENCHMARK(prefill_attention)
     ->UseRealTime()
     ->Unit(benchmark::kMicrosecond);
 
-// ---- All the ops of one step of SmolLM2-135M in bf16, weights of every layer their own: what the engine can reach at best.
+// ---- All the ops of one step of SmolLM2-135M in bf16, weights of every layer their own: what the engine can reach at
+// best.
 
 struct Smol {
   static constexpr int64_t kLayers = 30, kDim = 576, kFfn = 1536, kVocab = 49152;
@@ -178,7 +193,9 @@ struct Smol {
     std::unique_ptr<Weight> output = random_weight(kDim, kDim, DType::kBF16);
     std::unique_ptr<Weight> gate_up = random_weight(2 * kFfn, kDim, DType::kBF16);
     std::unique_ptr<Weight> down = random_weight(kDim, kFfn, DType::kBF16);
-    double bytes() const { return static_cast<double>(qkv->bytes() + output->bytes() + gate_up->bytes() + down->bytes()); }
+    double bytes() const {
+      return static_cast<double>(qkv->bytes() + output->bytes() + gate_up->bytes() + down->bytes());
+    }
   };
   std::vector<Layer> layers = std::vector<Layer>(kLayers);
   std::unique_ptr<Weight> embedding = random_weight(kVocab, kDim, DType::kBF16);
@@ -188,15 +205,21 @@ void smollm2_step(benchmark::State& state) {
   static const Smol model;
   const int32_t sequences = static_cast<int32_t>(state.range(0)), rows_each = static_cast<int32_t>(state.range(1));
   const int32_t context = static_cast<int32_t>(state.range(2));
-  AttentionBatch batch(Smol::kQueryHeads / Smol::kKvHeads, Smol::kKvHeads, Smol::kHeadDim, context, rows_each, sequences);
+  AttentionBatch batch(Smol::kQueryHeads / Smol::kKvHeads, Smol::kKvHeads, Smol::kHeadDim, context, rows_each,
+                       sequences);
   const int64_t rows = batch.view.rows;
   const std::vector<float> norm(Smol::kDim, 1.0f), inv_freq(Smol::kHeadDim / 2, 0.01f);
-  std::vector<float> residual_data = random_floats(rows * Smol::kDim), hidden_data = residual_data, branch_data = residual_data;
-  std::vector<float> qkv_data(rows * Smol::kQkv), gate_up_data(rows * 2 * Smol::kFfn), ffn_data(rows * Smol::kFfn), rope_data(rows * Smol::kHeadDim);
+  std::vector<float> residual_data = random_floats(rows * Smol::kDim), hidden_data = residual_data,
+                     branch_data = residual_data;
+  std::vector<float> qkv_data(rows * Smol::kQkv), gate_up_data(rows * 2 * Smol::kFfn), ffn_data(rows * Smol::kFfn),
+      rope_data(rows * Smol::kHeadDim);
   std::vector<float> logits_data(sequences * Smol::kVocab);
-  const Matrix residual(residual_data.data(), rows, Smol::kDim), hidden(hidden_data.data(), rows, Smol::kDim), branch(branch_data.data(), rows, Smol::kDim);
-  const Matrix qkv(qkv_data.data(), rows, Smol::kQkv), gate_up(gate_up_data.data(), rows, 2 * Smol::kFfn), ffn(ffn_data.data(), rows, Smol::kFfn);
-  RopeKvParams rope{Smol::kQueryHeads, Smol::kKvHeads, Smol::kHeadDim, Matrix(rope_data.data(), rows, Smol::kHeadDim), {}, {}, 1e-5f};
+  const Matrix residual(residual_data.data(), rows, Smol::kDim), hidden(hidden_data.data(), rows, Smol::kDim),
+      branch(branch_data.data(), rows, Smol::kDim);
+  const Matrix qkv(qkv_data.data(), rows, Smol::kQkv), gate_up(gate_up_data.data(), rows, 2 * Smol::kFfn),
+      ffn(ffn_data.data(), rows, Smol::kFfn);
+  RopeKvParams rope{
+      Smol::kQueryHeads, Smol::kKvHeads, Smol::kHeadDim, Matrix(rope_data.data(), rows, Smol::kHeadDim), {}, {}, 1e-5f};
   const AttentionParams attention{Smol::kQueryHeads, Smol::kKvHeads, Smol::kHeadDim, 0.125f, 0};
   std::vector<int32_t> last_rows;
   for (int32_t s = 0; s < sequences; ++s) last_rows.push_back(batch.first_row[s + 1] - 1);
@@ -210,7 +233,8 @@ void smollm2_step(benchmark::State& state) {
     cpu.rmsnorm(hidden, residual, norm, 1e-5f);
     for (const Smol::Layer& layer : model.layers) {
       cpu.gemm(qkv, hidden, *layer.qkv, {});
-      cpu.rope_kv_write(qkv, batch.layer, batch.view, rope);  // all layers share these pages: the KV bytes of a step stay small
+      cpu.rope_kv_write(qkv, batch.layer, batch.view,
+                        rope);  // all layers share these pages: the KV bytes of a step stay small
       cpu.paged_attention(branch, qkv, batch.layer, batch.view, attention);
       cpu.gemm(hidden, branch, *layer.output, {});
       cpu.add_rmsnorm(branch, residual, hidden, norm, 1e-5f);
@@ -225,8 +249,10 @@ void smollm2_step(benchmark::State& state) {
   }
   report_bytes(state, bytes);
   const double layer_weights = (bytes - static_cast<double>(model.embedding->bytes())) / 2.0;
-  report_flops(state, 2.0 * (layer_weights * static_cast<double>(rows) + static_cast<double>(model.embedding->bytes()) / 2.0 * sequences));
-  state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(rows) * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  report_flops(state, 2.0 * (layer_weights * static_cast<double>(rows) +
+                             static_cast<double>(model.embedding->bytes()) / 2.0 * sequences));
+  state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(rows) * static_cast<double>(state.iterations()),
+                                                  benchmark::Counter::kIsRate);
 }
 BENCHMARK(smollm2_step)
     ->ArgNames({"sequences", "rows", "context"})
@@ -252,8 +278,8 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   const headroom::Machine& machine = headroom::machine();
-  std::printf("%s; reads %.1f GB/s, %.0f GFLOP/s of fp32 FMA\n", headroom::backend().description().c_str(), machine.bytes_per_second * 1e-9,
-              machine.flops_per_second * 1e-9);
+  std::printf("%s; reads %.1f GB/s, %.0f GFLOP/s of fp32 FMA\n", headroom::backend().description().c_str(),
+              machine.bytes_per_second * 1e-9, machine.flops_per_second * 1e-9);
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

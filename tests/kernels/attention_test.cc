@@ -22,7 +22,9 @@ struct Shape {
   int32_t query_heads() const { return group * kv_heads; }
   int64_t cols() const { return int64_t{query_heads() + 2 * kv_heads} * head_dim; }
   int64_t out_cols() const { return int64_t{query_heads()} * head_dim; }
-  AttentionParams attention() const { return {query_heads(), kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), window_tokens}; }
+  AttentionParams attention() const {
+    return {query_heads(), kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), window_tokens};
+  }
   RopeKvParams rope() const {
     RopeKvParams params;
     params.query_heads = query_heads();
@@ -39,14 +41,19 @@ struct Sequence {
   std::vector<float> qkv;  // [tokens, cols]
 
   Sequence(Shape shape, int32_t tokens, uint64_t seed)
-      : shape(shape), tokens(tokens), qkv(reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f, shape.type)) {}
+      : shape(shape),
+        tokens(tokens),
+        qkv(reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f, shape.type)) {}
 
   std::span<const float> query(int32_t token, int32_t head) const { return part(token, head); }
   std::span<const float> key(int32_t token, int32_t g) const { return part(token, shape.query_heads() + g); }
-  std::span<const float> value(int32_t token, int32_t g) const { return part(token, shape.query_heads() + shape.kv_heads + g); }
+  std::span<const float> value(int32_t token, int32_t g) const {
+    return part(token, shape.query_heads() + shape.kv_heads + g);
+  }
 
   // Row `token` by the definition, [Q·K]; `skip_last` and `head_shift` make the nearest wrong kernels.
-  std::vector<double> expected(int32_t token, int32_t window_tokens, bool skip_last = false, int32_t head_shift = 0, double scale_factor = 1.0) const {
+  std::vector<double> expected(int32_t token, int32_t window_tokens, bool skip_last = false, int32_t head_shift = 0,
+                               double scale_factor = 1.0) const {
     std::vector<double> row;
     for (int32_t head = 0; head < shape.query_heads(); ++head) {
       const int32_t g = ((head + head_shift) % shape.query_heads()) / shape.group;
@@ -56,7 +63,8 @@ struct Sequence {
         keys.emplace_back(key(j, g).begin(), key(j, g).end());
         values.emplace_back(value(j, g).begin(), value(j, g).end());
       }
-      const std::vector<double> out = reference::attend(query(token, head), keys, values, scale_factor / std::sqrt(shape.head_dim));
+      const std::vector<double> out =
+          reference::attend(query(token, head), keys, values, scale_factor / std::sqrt(shape.head_dim));
       row.insert(row.end(), out.begin(), out.end());
     }
     return row;
@@ -75,7 +83,8 @@ class Pool {
       : backend_(backend), shape_(shape), page_tokens_(page_tokens), free_(static_cast<size_t>(pages)) {
     const size_t page_bytes = size_t{2} * shape.kv_heads * page_tokens * shape.head_dim * dtype_bytes(shape.type);
     buffer_ = backend.allocate(page_bytes * pages);
-    const std::vector<std::byte> nans = reference::stored(std::vector<float>(page_bytes / dtype_bytes(shape.type), kNaN), shape.type);
+    const std::vector<std::byte> nans =
+        reference::stored(std::vector<float>(page_bytes / dtype_bytes(shape.type), kNaN), shape.type);
     for (int32_t p = 0; p < pages; ++p) backend.copy_in(buffer_->data() + p * page_bytes, nans.data(), page_bytes);
     layer_ = {buffer_->data(), page_bytes, shape.type, shape.kv_heads, page_tokens, shape.head_dim};
     std::iota(free_.begin(), free_.end(), 0);
@@ -100,7 +109,8 @@ class Pool {
     std::vector<int32_t> positions, first_row{0}, tables, table_begin{0};
     std::vector<float> qkv;
     for (const Chunk& chunk : chunks) {
-      while (static_cast<int32_t>(chunk.page_table->size()) * page_tokens_ < chunk.end) chunk.page_table->push_back(take_page());
+      while (static_cast<int32_t>(chunk.page_table->size()) * page_tokens_ < chunk.end)
+        chunk.page_table->push_back(take_page());
       give_back_below_window(chunk);
       const auto begin = chunk.sequence->qkv.begin();
       qkv.insert(qkv.end(), begin + chunk.begin * shape_.cols(), begin + chunk.end * shape_.cols());
@@ -115,7 +125,8 @@ class Pool {
     std::vector<float> out(static_cast<size_t>(rows * shape_.out_cols()), -3.0f);
     const Matrix qkv_matrix(qkv.data(), rows, shape_.cols());
     backend_.rope_kv_write(qkv_matrix, layer_, batch, shape_.rope());
-    backend_.paged_attention(Matrix(out.data(), rows, shape_.out_cols()), qkv_matrix, layer_, batch, shape_.attention());
+    backend_.paged_attention(Matrix(out.data(), rows, shape_.out_cols()), qkv_matrix, layer_, batch,
+                             shape_.attention());
     return out;
   }
 
@@ -135,7 +146,8 @@ class Pool {
 };
 
 // All rows of one sequence, computed in the given chunks.
-std::vector<float> run_alone(Backend& backend, const Sequence& sequence, int32_t page_tokens, const std::vector<int32_t>& cuts, uint64_t seed = 1) {
+std::vector<float> run_alone(Backend& backend, const Sequence& sequence, int32_t page_tokens,
+                             const std::vector<int32_t>& cuts, uint64_t seed = 1) {
   Pool pool(backend, sequence.shape, page_tokens, sequence.tokens / page_tokens + 4, seed);
   std::vector<int32_t> table;
   std::vector<float> all;
@@ -147,7 +159,8 @@ std::vector<float> run_alone(Backend& backend, const Sequence& sequence, int32_t
   return all;
 }
 
-// Scores up to about 40 in fp32 put 2^-24 · 40 on the weights. Measured over the grid: at most 3e-6 up to head_dim 128, 7.2e-6 at 256.
+// Scores up to about 40 in fp32 put 2^-24 · 40 on the weights. Measured over the grid: at most 3e-6 up to head_dim
+// 128, 7.2e-6 at 256.
 constexpr double kTolerance = 1.2e-5;
 
 class AttentionShapes : public testing::TestWithParam<std::tuple<int32_t, int32_t>> {};
@@ -161,7 +174,8 @@ TEST_P(AttentionShapes, MatchTheReferenceAtEveryLengthAroundAPageAndASplit) {
       const int32_t tokens = page_tokens == 16 && group <= 4 ? 1030 : 140;
       const Sequence sequence(shape, tokens, 10 + static_cast<uint64_t>(head_dim));
       const std::vector<float> rows = run_alone(*backend, sequence, page_tokens, {0, tokens});
-      for (const int32_t t : {0, 1, 14, 15, 16, 17, 30, 31, 32, 33, 62, 63, 64, 65, 139, 510, 511, 512, 513, 1023, 1024, 1029}) {
+      for (const int32_t t :
+           {0, 1, 14, 15, 16, 17, 30, 31, 32, 33, 62, 63, 64, 65, 139, 510, 511, 512, 513, 1023, 1024, 1029}) {
         if (t >= tokens) continue;
         const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
         ASSERT_LE(reference::largest_difference(row, sequence.expected(t, 0)), kTolerance)
@@ -171,7 +185,8 @@ TEST_P(AttentionShapes, MatchTheReferenceAtEveryLengthAroundAPageAndASplit) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Grid, AttentionShapes,
-                         testing::Combine(testing::Values(8, 32, 64, 80, 96, 128, 256), testing::Values(1, 2, 3, 4, 7, 8, 16, 32)));
+                         testing::Combine(testing::Values(8, 32, 64, 80, 96, 128, 256),
+                                          testing::Values(1, 2, 3, 4, 7, 8, 16, 32)));
 
 TEST(Attention, WindowMatchesTheReferenceWithPagesGivenBack) {
   const auto backend = make_cpu_backend({.threads = 2});
@@ -183,7 +198,8 @@ TEST(Attention, WindowMatchesTheReferenceWithPagesGivenBack) {
     const std::vector<float> rows = run_alone(*backend, sequence, 16, cuts);
     for (int32_t t = 0; t < 1100; t += t % 7 == 0 ? 1 : 23) {
       const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
-      ASSERT_LE(reference::largest_difference(row, sequence.expected(t, window)), kTolerance) << "window " << window << ", token " << t;
+      ASSERT_LE(reference::largest_difference(row, sequence.expected(t, window)), kTolerance)
+          << "window " << window << ", token " << t;
     }
   }
 }
@@ -196,11 +212,14 @@ TEST(Attention, ToleranceCatchesTheNearestWrongKernels) {
   const int32_t t = 399;
   const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
   ASSERT_LE(reference::largest_difference(row, sequence.expected(t, 200)), kTolerance);
-  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, true)), 100 * kTolerance) << "last key dropped";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, true)), 100 * kTolerance)
+      << "last key dropped";
   EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 199)), 100 * kTolerance) << "window one short";
   EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 201)), 100 * kTolerance) << "window one long";
-  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 1)), 100 * kTolerance) << "wrong head of the group";
-  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 0, 1.001)), 100 * kTolerance) << "scale off by 0.1 %";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 1)), 100 * kTolerance)
+      << "wrong head of the group";
+  EXPECT_GT(reference::largest_difference(row, sequence.expected(t, 200, false, 0, 1.001)), 100 * kTolerance)
+      << "scale off by 0.1 %";
 }
 
 TEST(Attention, LargeScoresNeitherOverflowNorVanish) {
@@ -233,13 +252,15 @@ TEST(AttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
       const int32_t tokens = 1100;
       const Sequence sequence(small_shape(type, window), tokens, 20);
       const auto whole = reference::bits(run_alone(*backend, sequence, 16, {0, tokens}));
-      EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, one_by_one(tokens))), whole) << dtype_name(type) << " token by token";
+      EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, one_by_one(tokens))), whole)
+          << dtype_name(type) << " token by token";
       for (int round = 0; round < 4; ++round) {
         std::vector<int32_t> cuts{0, tokens};
         for (int i = 0; i < 12; ++i) cuts.push_back(static_cast<int32_t>(random() % tokens));
         std::sort(cuts.begin(), cuts.end());
         cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, cuts)), whole) << dtype_name(type) << " round " << round;
+        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, 16, cuts)), whole)
+            << dtype_name(type) << " round " << round;
       }
     }
   }
@@ -252,7 +273,8 @@ TEST(AttentionBits, PageSizeAndPagePlacementChangeNothing) {
     const auto expected = reference::bits(run_alone(*backend, sequence, 16, {0, 300, 700}, 1));
     for (const int32_t page_tokens : {16, 32, 64}) {
       for (const uint64_t seed : {2, 3}) {
-        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, page_tokens, {0, 300, 700}, seed)), expected) << page_tokens;
+        EXPECT_EQ(reference::bits(run_alone(*backend, sequence, page_tokens, {0, 300, 700}, seed)), expected)
+            << page_tokens;
       }
     }
   }
@@ -264,7 +286,8 @@ TEST(AttentionBits, ThreadsChangeNothing) {
   const std::vector<int32_t> cuts{0, 2090, 2091, 2092, 2100};
   const auto one = reference::bits(run_alone(*make_cpu_backend({.threads = 1}), sequence, 32, cuts));
   for (const int threads : {2, 3, 5}) {
-    EXPECT_EQ(reference::bits(run_alone(*make_cpu_backend({.threads = threads}), sequence, 32, cuts)), one) << threads << " threads";
+    EXPECT_EQ(reference::bits(run_alone(*make_cpu_backend({.threads = threads}), sequence, 32, cuts)), one)
+        << threads << " threads";
   }
 }
 
@@ -297,7 +320,9 @@ TEST(AttentionBits, BatchMatesChangeNothing) {
         who.push_back(i);
       }
       if (chunks.empty()) {
-        if (std::equal(done.begin(), done.end(), sequences.begin(), [](int32_t d, const Sequence& s) { return d == s.tokens; })) break;
+        if (std::equal(done.begin(), done.end(), sequences.begin(),
+                       [](int32_t d, const Sequence& s) { return d == s.tokens; }))
+          break;
         continue;
       }
       const std::vector<uint32_t> rows = reference::bits(pool.step(chunks));
@@ -305,7 +330,8 @@ TEST(AttentionBits, BatchMatesChangeNothing) {
       for (size_t c = 0; c < chunks.size(); ++c) {
         const int64_t count = (chunks[c].end - chunks[c].begin) * shape.out_cols();
         ASSERT_TRUE(std::equal(row, row + count, alone[who[c]].begin() + chunks[c].begin * shape.out_cols()))
-            << dtype_name(type) << ", sequence of " << sequences[who[c]].tokens << ", tokens " << chunks[c].begin << " to " << chunks[c].end;
+            << dtype_name(type) << ", sequence of " << sequences[who[c]].tokens << ", tokens " << chunks[c].begin
+            << " to " << chunks[c].end;
         row += count;
         done[who[c]] = chunks[c].end;
       }
@@ -329,11 +355,13 @@ TEST(AttentionBits, ANaNOfALaterTokenStaysThere) {
   const Shape shape = small_shape(DType::kF32);
   Sequence sequence(shape, 60, 24);
   const std::vector<float> clean = run_alone(*backend, sequence, 16, {0, 60});
-  for (int64_t i = shape.out_cols(); i < shape.cols(); ++i) sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
+  for (int64_t i = shape.out_cols(); i < shape.cols(); ++i)
+    sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
   const std::vector<float> poisoned = run_alone(*backend, sequence, 16, {0, 60});
   const size_t boundary = static_cast<size_t>(37 * shape.out_cols());
   EXPECT_EQ(reference::bits(std::span(poisoned).first(boundary)), reference::bits(std::span(clean).first(boundary)));
-  for (size_t i = boundary; i < poisoned.size(); ++i) ASSERT_TRUE(std::isnan(poisoned[i])) << "a NaN key or value must show";
+  for (size_t i = boundary; i < poisoned.size(); ++i)
+    ASSERT_TRUE(std::isnan(poisoned[i])) << "a NaN key or value must show";
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ TEST(RmsNorm, MatchesTheReferenceAtEveryLength) {
       const std::vector<float> weight = reference::random_floats(static_cast<size_t>(dim), 2);
       std::vector<float> out(x.size());
       backend->rmsnorm(Matrix(out.data(), rows, dim), Matrix(x.data(), rows, dim), weight, 1e-5f);
-      // Measured: at most 9e-7 with vectors; 4e-6 where sums are not spread over lanes (the scalar fallback, 4096 wide).
+      // Measured: at most 9e-7 with vectors; 4e-6 where sums are not spread over lanes (the scalar fallback, 4096
+      // wide).
       EXPECT_LE(reference::largest_difference(out, reference::rmsnorm(x, weight, 1e-5)), 1e-5) << rows << " x " << dim;
     }
   }
@@ -38,7 +39,8 @@ TEST(RmsNorm, WorksInPlaceAndWithTheResidual) {
   const std::vector<float> x = reference::random_floats(rows * dim, 3), start = reference::random_floats(rows * dim, 4);
   const std::vector<float> weight = reference::random_floats(dim, 5);
   std::vector<float> residual = start, added = x, out(rows * dim), in_place(rows * dim);
-  backend->add_rmsnorm(Matrix(out.data(), rows, dim), Matrix(residual.data(), rows, dim), Matrix(added.data(), rows, dim), weight, 1e-5f);
+  backend->add_rmsnorm(Matrix(out.data(), rows, dim), Matrix(residual.data(), rows, dim),
+                       Matrix(added.data(), rows, dim), weight, 1e-5f);
   for (size_t i = 0; i < x.size(); ++i) {
     in_place[i] = x[i] + start[i];
     ASSERT_EQ(residual[i], in_place[i]);
@@ -77,8 +79,10 @@ TEST(SiluMul, MatchesTheReferenceOverTheWholeRange) {
       for (int64_t f = 0; f < cols; ++f) {
         const double gate = gate_up[t * cols * 2 + f], up = gate_up[t * cols * 2 + cols + f];
         const double expected = gate / (1.0 + std::exp(-gate)) * up;
-        // A few roundings, and that of gate · log2(e) in the exponent, which grows with the gate. Measured: at most half of this.
-        ASSERT_NEAR(out[t * cols + f], expected, (1e-6 + 1.2e-7 * std::abs(gate)) * std::abs(expected) + 1e-30) << gate << " · " << up;
+        // A few roundings, and that of gate · log2(e) in the exponent, which grows with the gate. Measured: at most
+        // half of this.
+        ASSERT_NEAR(out[t * cols + f], expected, (1e-6 + 1.2e-7 * std::abs(gate)) * std::abs(expected) + 1e-30)
+            << gate << " · " << up;
       }
     }
   }
@@ -124,11 +128,13 @@ TEST_P(RopeKvWrite, NormsTurnsAndStoresWhereThePageTableSays) {
   const RopeCase c = GetParam();
   const auto backend = make_cpu_backend({.threads = 2});
   const int64_t cols = int64_t{c.query_heads + 2 * c.kv_heads} * c.head_dim;
-  const std::vector<int32_t> positions = {30, 31, 32, 33, 34, 3}, first_row = {0, 5, 6}, tables = {4, 1, 2}, table_begin = {0, 2, 3}, tokens(6);
+  const std::vector<int32_t> positions = {30, 31, 32, 33, 34, 3}, first_row = {0, 5, 6}, tables = {4, 1, 2},
+                             table_begin = {0, 2, 3}, tokens(6);
   const BatchView batch{6, tokens, positions, first_row, tables, table_begin};
   std::vector<float> rope(static_cast<size_t>(6 * c.rotary_dim));
   for (size_t i = 0; i < rope.size(); ++i) rope[i] = std::sin(0.7f * static_cast<float>(i) + 0.3f);
-  const std::vector<float> q_norm = reference::random_floats(c.head_dim, 10), k_norm = reference::random_floats(c.head_dim, 11);
+  const std::vector<float> q_norm = reference::random_floats(c.head_dim, 10),
+                           k_norm = reference::random_floats(c.head_dim, 11);
   for (const DType type : kTypes) {
     const std::vector<float> before = reference::random_floats(static_cast<size_t>(6 * cols), 12);
     std::vector<float> qkv = before;
@@ -170,22 +176,26 @@ TEST_P(RopeKvWrite, NormsTurnsAndStoresWhereThePageTableSays) {
         if (is_q) continue;
         const int32_t g = is_v ? h - c.query_heads - c.kv_heads : h - c.query_heads;
         for (int32_t i = 0; i < c.head_dim; ++i) {
-          const size_t element = ((is_v ? c.kv_heads : 0) + g) * size_t{32} * c.head_dim + positions[t] % 32 * size_t(c.head_dim) + i;
+          const size_t element =
+              ((is_v ? c.kv_heads : 0) + g) * size_t{32} * c.head_dim + positions[t] % 32 * size_t(c.head_dim) + i;
           const size_t at = page * stride / dtype_bytes(type) + element;
           written[at] = true;
-          ASSERT_EQ(reference::load_stored(pool->data() + at * dtype_bytes(type), type), reference::round_to(type, row[i]));
+          ASSERT_EQ(reference::load_stored(pool->data() + at * dtype_bytes(type), type),
+                    reference::round_to(type, row[i]));
         }
       }
     }
     for (size_t i = 0; i < written.size(); ++i) {
       if (written[i]) continue;
-      for (size_t b = 0; b < dtype_bytes(type); ++b) ASSERT_EQ(pool->data()[i * dtype_bytes(type) + b], std::byte{0xFF}) << "written past a slot";
+      for (size_t b = 0; b < dtype_bytes(type); ++b)
+        ASSERT_EQ(pool->data()[i * dtype_bytes(type) + b], std::byte{0xFF}) << "written past a slot";
     }
   }
 }
 INSTANTIATE_TEST_SUITE_P(Grid, RopeKvWrite,
-                         testing::Values(RopeCase{3, 1, 64, 64, false}, RopeCase{4, 2, 128, 128, true}, RopeCase{2, 2, 32, 0, false},
-                                         RopeCase{2, 1, 40, 40, true}, RopeCase{4, 4, 80, 20, false}, RopeCase{2, 1, 8, 8, true}));
+                         testing::Values(RopeCase{3, 1, 64, 64, false}, RopeCase{4, 2, 128, 128, true},
+                                         RopeCase{2, 2, 32, 0, false}, RopeCase{2, 1, 40, 40, true},
+                                         RopeCase{4, 4, 80, 20, false}, RopeCase{2, 1, 8, 8, true}));
 
 // ---- The rest of the interface
 

@@ -25,7 +25,8 @@ struct Problem {
   HostWeight host_weight() const { return {stored_weight.data(), type, outputs, inputs}; }
 };
 
-std::vector<float> run(Backend& backend, const Weight& weight, const std::vector<float>& x, int64_t rows, const std::vector<float>& bias) {
+std::vector<float> run(Backend& backend, const Weight& weight, const std::vector<float>& x, int64_t rows,
+                       const std::vector<float>& bias) {
   std::vector<float> out(static_cast<size_t>(rows * weight.rows()), -1.0f);
   std::vector<float> input = x;
   backend.gemm(Matrix(out.data(), rows, weight.rows()), Matrix(input.data(), rows, weight.cols()), weight, bias);
@@ -38,18 +39,20 @@ std::vector<float> run(Backend& backend, const Problem& problem) {
   return run(backend, *weight, problem.x, problem.rows, problem.bias);
 }
 
-// One chain of K fused multiply-adds of products about N(0, 0.05²). Largest error measured on this grid: 1.0e-6 at K = 128, 4.0e-6 at
-// 576, 1.2e-5 at 2048.
+// One chain of K fused multiply-adds of products about N(0, 0.05²). Largest error measured on this grid: 1.0e-6 at K =
+// 128, 4.0e-6 at 576, 1.2e-5 at 2048.
 double tolerance(const Problem& problem) { return 5e-7 + 1.2e-8 * static_cast<double>(problem.inputs); }
 
 TEST(Gemm, MatchesTheReference) {
   const auto backend = make_cpu_backend({.threads = 2});
   for (const DType type : kTypes) {
     for (const int64_t rows : {1, 2, 3, 5, 8, 9, 13, 24, 31, 100, 192, 193, 400}) {
-      for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{1, 8}, {32, 128}, {33, 129}, {100, 576}, {64, 2048}, {7, 1}}) {
+      for (const auto& [outputs, inputs] :
+           {std::pair<int64_t, int64_t>{1, 8}, {32, 128}, {33, 129}, {100, 576}, {64, 2048}, {7, 1}}) {
         if (rows > 31 && inputs > 1000) continue;
         const Problem problem(rows, outputs, inputs, type, outputs % 2 == 0);
-        const std::vector<double> expected = reference::gemm(problem.x, problem.weight, problem.bias, rows, outputs, inputs);
+        const std::vector<double> expected =
+            reference::gemm(problem.x, problem.weight, problem.bias, rows, outputs, inputs);
         EXPECT_LE(reference::largest_difference(run(*backend, problem), expected), tolerance(problem))
             << dtype_name(type) << " " << rows << " x " << outputs << " x " << inputs;
       }
@@ -63,7 +66,9 @@ TEST(Gemm, ToleranceCatchesTheNearestWrongKernels) {
   const std::vector<float> out = run(*backend, problem);
   Problem last_input_dropped = problem;
   for (int64_t t = 0; t < problem.rows; ++t) last_input_dropped.x[t * problem.inputs + problem.inputs - 1] = 0.0f;
-  const auto expected = [&](const Problem& p) { return reference::gemm(p.x, p.weight, p.bias, p.rows, p.outputs, p.inputs); };
+  const auto expected = [&](const Problem& p) {
+    return reference::gemm(p.x, p.weight, p.bias, p.rows, p.outputs, p.inputs);
+  };
   EXPECT_GT(reference::largest_difference(out, expected(last_input_dropped)), 100 * tolerance(problem));
   Problem no_bias = problem;
   no_bias.bias.clear();
@@ -85,7 +90,8 @@ TEST(Gemm, ARowHasTheSameBitsInEveryBatch) {
       // The last rows of the 512 this time, so that a row's place in the batch differs too.
       const std::vector<float> x(problem.x.end() - rows * problem.inputs, problem.x.end());
       const std::vector<float> expected(all.end() - rows * problem.outputs, all.end());
-      ASSERT_EQ(reference::bits(run(*backend, *weight, x, rows, problem.bias)), reference::bits(expected)) << rows << " rows";
+      ASSERT_EQ(reference::bits(run(*backend, *weight, x, rows, problem.bias)), reference::bits(expected))
+          << rows << " rows";
     }
   }
 }
@@ -93,7 +99,8 @@ TEST(Gemm, ARowHasTheSameBitsInEveryBatch) {
 TEST(Gemm, ThreadsChangeNoBit) {
   const Problem problem(40, 1000, 200, DType::kBF16, true);
   const std::vector<uint32_t> one = reference::bits(run(*make_cpu_backend({.threads = 1}), problem));
-  for (const int threads : {2, 3, 7}) EXPECT_EQ(reference::bits(run(*make_cpu_backend({.threads = threads}), problem)), one) << threads;
+  for (const int threads : {2, 3, 7})
+    EXPECT_EQ(reference::bits(run(*make_cpu_backend({.threads = threads}), problem)), one) << threads;
 }
 
 TEST(Gemm, ReadsAndWritesStridedRowsAndNothingElse) {
@@ -114,6 +121,16 @@ TEST(Gemm, ReadsAndWritesStridedRowsAndNothingElse) {
   }
 }
 
+TEST(Gemm, NoRowsTouchNothing) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  const Problem problem(1, 40, 24, DType::kBF16, true);
+  const HostWeight part = problem.host_weight();
+  const auto weight = backend->load_weight({&part, 1});
+  std::vector<float> x(24, 1.0f), out(40, 7.0f);
+  backend->gemm(Matrix(out.data(), 0, 40), Matrix(x.data(), 0, 24), *weight, problem.bias);
+  EXPECT_EQ(out, std::vector<float>(40, 7.0f));
+}
+
 TEST(LoadWeight, StacksPartsOfAnyAlignmentAndType) {
   const auto backend = make_cpu_backend({.threads = 2});
   const int64_t inputs = 40;
@@ -124,7 +141,8 @@ TEST(LoadWeight, StacksPartsOfAnyAlignmentAndType) {
     std::vector<std::byte> b_bytes = reference::stored(b, second_type);
     a_bytes.insert(a_bytes.begin(), std::byte{0});  // odd addresses, as a safetensors header may leave them
     b_bytes.insert(b_bytes.begin(), 3, std::byte{0});
-    const HostWeight parts[] = {{a_bytes.data() + 1, DType::kBF16, 20, inputs}, {b_bytes.data() + 3, second_type, 31, inputs}};
+    const HostWeight parts[] = {{a_bytes.data() + 1, DType::kBF16, 20, inputs},
+                                {b_bytes.data() + 3, second_type, 31, inputs}};
     const auto weight = backend->load_weight(parts);
     EXPECT_EQ(weight->rows(), 51);
     EXPECT_EQ(weight->cols(), inputs);

@@ -1,5 +1,6 @@
-// The oracle of the kernel tests: every op written naively in float64, from the definition and not from the kernels, plus what the
-// tests share to build inputs. Inputs are rounded to the stored type first, so that the tolerance covers arithmetic alone.
+// The oracle of the kernel tests: every op written naively in float64, from the definition and not from the kernels,
+// plus what the tests share to build inputs. Inputs are rounded to the stored type first, so that the tolerance covers
+// arithmetic alone.
 #pragma once
 
 #include <bit>
@@ -18,9 +19,12 @@ namespace headroom::reference {
 
 inline float round_to(DType type, float value) {
   switch (type) {
-    case DType::kF32: return value;
-    case DType::kBF16: return bf16_to_f32(f32_to_bf16(value));
-    case DType::kF16: return f16_to_f32(f32_to_f16(value));
+    case DType::kF32:
+      return value;
+    case DType::kBF16:
+      return bf16_to_f32(f32_to_bf16(value));
+    case DType::kF16:
+      return f16_to_f32(f32_to_f16(value));
   }
   return value;
 }
@@ -76,8 +80,8 @@ inline double largest_difference(std::span<const float> values, std::span<const 
 }
 
 // [T, N] = [T, K] · [N, K]ᵀ + [N]
-inline std::vector<double> gemm(std::span<const float> x, std::span<const float> weight, std::span<const float> bias, int64_t rows,
-                                int64_t outputs, int64_t inputs) {
+inline std::vector<double> gemm(std::span<const float> x, std::span<const float> weight, std::span<const float> bias,
+                                int64_t rows, int64_t outputs, int64_t inputs) {
   std::vector<double> out(static_cast<size_t>(rows * outputs));
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t n = 0; n < outputs; ++n) {
@@ -95,12 +99,14 @@ inline std::vector<double> rmsnorm(std::span<const float> x, std::span<const flo
   for (size_t row = 0; row < x.size(); row += dim) {
     double squares = 0.0;
     for (size_t i = 0; i < dim; ++i) squares += static_cast<double>(x[row + i]) * x[row + i];
-    for (size_t i = 0; i < dim; ++i) out[row + i] = x[row + i] / std::sqrt(squares / static_cast<double>(dim) + eps) * weight[i];
+    for (size_t i = 0; i < dim; ++i)
+      out[row + i] = x[row + i] / std::sqrt(squares / static_cast<double>(dim) + eps) * weight[i];
   }
   return out;
 }
 
-// Attention of one query over a list of keys and values [count, head_dim]; the list holds what the query may see and nothing else.
+// Attention of one query over a list of keys and values [count, head_dim]; the list holds what the query may see and
+// nothing else.
 inline std::vector<double> attend(std::span<const float> query, const std::vector<std::vector<float>>& keys,
                                   const std::vector<std::vector<float>>& values, double scale) {
   std::vector<double> scores;

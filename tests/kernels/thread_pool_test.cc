@@ -57,7 +57,8 @@ TEST(ThreadPool, SleepsWhenIdleAndWakes) {
   const auto cpu_time = [] {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec +
+           1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
   };
   const double before = cpu_time();
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
@@ -84,7 +85,8 @@ TEST(ThreadPoolDeathTest, SaysWhenTheSystemRefusesAThread) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "a sanitizer's shadow memory needs more address space than the limit that provokes the error";
 #endif
-  EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(3), "cannot start 64 compute threads, the system allowed [0-9]+");
+  EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(3),
+              "cannot start 64 compute threads, the system allowed [0-9]+");
 }
 
 TEST(UsablePhysicalCores, IsBetweenOneAndTheMachine) {
