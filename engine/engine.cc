@@ -23,7 +23,7 @@ Engine::Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner
       inbox_(std::make_shared<Inbox>()),
       scheduler_(options_.scheduler),
       sampler_(vocab_size_),
-      last_step_(Clock::now()) {
+      last_progress_time_(Clock::now()) {
   publish_stats(false);
   thread_ = std::thread([this] { thread_main(); });
 }
@@ -146,7 +146,12 @@ EngineStats Engine::stats() const {
   result.draining = draining;
   result.work_pending = pending;
   result.requests_waiting += submitted;
-  result.seconds_since_step = seconds_between(last_step_, Clock::now());
+  const auto now = Clock::now();
+  if (const uint64_t progress = runner_->progress(); progress != last_progress_) {
+    last_progress_ = progress;
+    last_progress_time_ = now;
+  }
+  result.seconds_since_progress = seconds_between(last_progress_time_, now);
   return result;
 }
 
@@ -173,7 +178,7 @@ bool Engine::take_inbox() {
       inbox_->work.wait(lock, has_news);
       // The pause was not the model's.
       std::lock_guard stats_lock(stats_mutex_);
-      last_step_ = Clock::now();
+      last_progress_time_ = Clock::now();
     }
     submitted.swap(inbox_->submitted);
     signalled.swap(inbox_->signalled);

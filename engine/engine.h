@@ -49,7 +49,7 @@ struct EngineStats {
   bool draining = false, faulted = false;
   std::string fault;             // what the model failed at
   bool work_pending = false;
-  double seconds_since_step = 0;  // with work pending, a long time means that the model hangs
+  double seconds_since_progress = 0;  // of the model; with work pending, a long time means that it hangs
 };
 
 class Engine {
@@ -125,7 +125,8 @@ class Engine {
 
   mutable std::mutex stats_mutex_;
   EngineStats stats_;
-  Clock::time_point last_step_;
+  mutable Clock::time_point last_progress_time_;  // a step's end, or when stats() last saw the runner get on
+  mutable uint64_t last_progress_ = 0;
   std::thread thread_;
 };
 

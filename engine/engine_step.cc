@@ -316,7 +316,7 @@ void Engine::publish_stats(bool stepped) {
   }
   std::lock_guard lock(stats_mutex_);
   stats_ = totals_;
-  if (stepped) last_step_ = Clock::now();
+  if (stepped) last_progress_time_ = Clock::now();
 }
 
 }  // namespace headroom

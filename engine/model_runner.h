@@ -23,6 +23,8 @@ class ModelRunner {
   // Host-readable logits [S, V] of rows of the latest batch, S ≤ logits_rows_max(); valid until the next call of run() or logits().
   virtual Matrix logits(std::span<const int32_t> rows) = 0;
   virtual int32_t logits_rows_max() const = 0;
+  // Grows while run() gets on, from any thread: a step may take long without being stuck.
+  virtual uint64_t progress() const { return 0; }
 };
 
 }  // namespace headroom

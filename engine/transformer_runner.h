@@ -20,6 +20,7 @@ class TransformerRunner : public ModelRunner {
   void run(const BatchView& batch) override { transformer_->forward(batch, cache_->layers()); }
   Matrix logits(std::span<const int32_t> rows) override;
   int32_t logits_rows_max() const override { return logits_rows_max_; }
+  uint64_t progress() const override { return transformer_->layers_run(); }
 
   const KvCache& cache() const { return *cache_; }
   KvCache& cache() { return *cache_; }

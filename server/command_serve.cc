@@ -48,9 +48,9 @@ class EndSignal {
     thread_.join();
   }
   bool came() const { return came_.load(); }
-  void wait() {
+  bool wait_for(std::chrono::milliseconds wait_max) {
     std::unique_lock lock(mutex_);
-    arrived_.wait(lock, [this] { return came(); });
+    return arrived_.wait_for(lock, wait_max, [this] { return came(); });
   }
 
  private:
@@ -128,10 +128,17 @@ class Serving {
     model_ = std::move(model);
   }
 
+  // What the model failed at; empty while it works.
+  std::string fault() const { return model()->engine->stats().fault; }
+
   // Finishes what runs. True when all of it ended in time.
   bool drain() {
     const auto grace = std::chrono::milliseconds(static_cast<int64_t>(options_.drain_seconds_max * 1000));
     const bool all_ended = model()->engine->drain(grace);
+    if (model()->engine->stats().work_pending) {
+      spdlog::error("the model hangs: the process ends without it");
+      std::_Exit(1);
+    }
     http_->stop();  // waits, in the destructor, until the last bytes are written
     return all_ended;
   }
@@ -216,7 +223,13 @@ int run_serve(const std::vector<std::string>& arguments) {
   } catch (const Interrupted&) {
     return 0;
   }
-  end.wait();
+  while (!end.wait_for(std::chrono::milliseconds(100))) {
+    const std::string fault = serving.fault();
+    if (fault.empty()) continue;
+    spdlog::error("the model has failed: {}; open requests were told, the process ends so that it can be started again", fault);
+    serving.drain();
+    return 1;
+  }
   spdlog::info("draining: no new requests; those that run have {} s", parsed.options.drain_seconds_max);
   const bool all_ended = serving.drain();
   spdlog::info("{}", all_ended ? "drained" : "the time to drain is over: what still ran was ended");

@@ -15,6 +15,8 @@ constexpr int kEventsPerPumpMax = 1024;
 constexpr milliseconds kSharedWait{2};
 // Entries of echoed log-probabilities, over all choices: each costs some 30 bytes of answer.
 constexpr int64_t kEchoedLogprobsMax = 1 << 21;
+// Tokens and log-probabilities that an answer may hold, over all choices of a prompt: some 300 bytes each until they are sent.
+constexpr int64_t kAnsweredEntriesMax = 1 << 20;
 
 bool contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
@@ -87,7 +89,12 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
     echoed_logprobs += prompt_tokens * fields_.choices * (std::max(fields_.top_logprobs, 0) + 1);
     auto run = std::make_unique<Run>();
     // Who asks for no number gets what context and pool have room for.
-    const int32_t room = std::max(1, engine_.generated_tokens_possible(prompt_tokens, fields_.choices));
+    const int64_t entries_each = int64_t{fields_.choices} * (std::max(fields_.top_logprobs, 0) + 1);
+    const auto answered_max = static_cast<int32_t>(kAnsweredEntriesMax / entries_each);
+    if (fields_.generated_tokens_max.value_or(0) > answered_max) {
+      return invalid_field("max_tokens", "max_tokens times n times (logprobs + 1) must not exceed " + std::to_string(kAnsweredEntriesMax));
+    }
+    const int32_t room = std::clamp(engine_.generated_tokens_possible(prompt_tokens, fields_.choices), 1, answered_max);
     const int32_t unasked = std::min(fields_.generated_tokens_default.value_or(INT32_MAX), room);
     run->generated_tokens_max = fields_.generated_tokens_max.value_or(unasked);
     run->prompt = std::move(prompt.tokens);

@@ -232,7 +232,7 @@ HttpServer::Impl::Impl(HttpServerOptions options_in, std::vector<Route> routes_i
                                .keep_alive_requests_max = options.keep_alive_requests_max},
                [this](std::unique_ptr<Connection>& connection) { return dispatch(connection); },
                [this](int status, const char* message) { return refusal(status, message); }),
-      pool(static_cast<size_t>(options.streams_max + options.reserve_workers),
+      pool(static_cast<size_t>(options.reserve_workers), static_cast<size_t>(options.streams_max + options.reserve_workers),
            static_cast<size_t>(options.pending_requests_max)) {
   for (Route& route : routes_in) {
     std::string path = route.path;

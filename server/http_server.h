@@ -19,7 +19,7 @@ namespace headroom {
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   int port = 8000;                      // 0: any free one
-  int32_t streams_max = 256;            // requests that generate at the same time; one more is answered 503
+  int32_t streams_max = 1280;           // requests that generate at the same time; one more is answered 503
   int32_t reserve_workers = 8;          // kept for /livez, /readyz, /metrics and other short answers
   int32_t pending_requests_max = 1024;  // whole requests that wait for a worker; one more is answered 503
   int32_t connections_max = 2048;       // one more: the one idle, or slow, for longest is closed

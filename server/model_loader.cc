@@ -25,8 +25,9 @@ constexpr int32_t kLogitsRowsMax = 64;    // rows of logits at once; more sequen
 
 int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, int64_t available_bytes) {
   if (!options.kv_memory) {
-    const int64_t needed = pages_for_tokens(context_tokens, shape.page_tokens) * options.running_sequences_max * shape.page_bytes();
-    return std::min(needed, static_cast<int64_t>(static_cast<double>(available_bytes) * kDefaultShare));
+    const auto share = static_cast<int64_t>(static_cast<double>(available_bytes) * kDefaultShare);
+    const int64_t pages = pages_for_tokens(context_tokens, shape.page_tokens) * options.running_sequences_max;
+    return pages > share / shape.page_bytes() ? share : pages * shape.page_bytes();  // the product could overflow
   }
   if (options.kv_memory->share > 0) return static_cast<int64_t>(static_cast<double>(available_bytes) * options.kv_memory->share);
   if (options.kv_memory->bytes > available_bytes) {
@@ -99,7 +100,7 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   auto transformer = std::make_unique<Transformer>(model.config, std::move(weights), *backend,
                                                    TransformerOptions{.step_tokens_max = options.step_tokens_max,
                                                                       .logits_rows_max = logits_rows_max,
-                                                                      .served_context_tokens = plan.context_tokens});
+                                                                      .served_context_tokens = plan.rope_context_tokens});
   model.facts.pool_bytes = cache->pool_bytes();
   model.facts.activation_bytes = static_cast<int64_t>(transformer->activation_bytes());
   auto runner = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), logits_rows_max);
@@ -126,6 +127,7 @@ KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t a
                              std::to_string(config.context_tokens));
   }
   const int64_t context = options.context_tokens > 0 ? options.context_tokens : config.context_tokens;
+  plan.rope_context_tokens = static_cast<int32_t>(context);
   const int64_t budget = pool_budget(plan.shape, options, context, available_bytes);
   plan.capacity = plan_capacity(plan.shape, budget, context);
   // A context that was asked for must fit; otherwise it shrinks to the pool, down to one page.
@@ -163,7 +165,13 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
   }
   Phases phases;
   ModelConfig config = ModelConfig::load(dir);
-  KvPlan plan = plan_kv(config, options, available_memory_bytes());
+  const int64_t weight_bytes = config.parameters() * static_cast<int64_t>(dtype_bytes(config.dtype));
+  const int64_t available_bytes = available_memory_bytes();
+  if (weight_bytes > available_bytes) {
+    throw std::runtime_error(options.model + ": the weights need " + format_bytes(weight_bytes) + ", and " + format_bytes(available_bytes) +
+                             " of memory are free: use a smaller model, or a machine with more memory");
+  }
+  KvPlan plan = plan_kv(config, options, available_bytes - weight_bytes);
   phases.end("config");
   Tokenizer tokenizer = Tokenizer::load(dir);
   if (tokenizer.vocab_size() > config.vocab_size) {
@@ -178,7 +186,7 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
 
   std::unique_ptr<Backend> backend = make_cpu_backend({.threads = options.threads});
   model->backend = backend->description();
-  model->facts.weight_bytes_predicted = model->config.parameters() * static_cast<int64_t>(dtype_bytes(model->config.dtype));
+  model->facts.weight_bytes_predicted = weight_bytes;
   std::unique_ptr<ModelWeights> weights = load_weights(dir, model->config, *backend, progress);
   phases.end("weights");
   start_engine(options, observer, std::move(backend), std::move(weights), *model);

@@ -20,7 +20,8 @@ namespace headroom {
 struct KvPlan {
   KvShape shape;
   Capacity capacity;
-  int32_t context_tokens = 0;  // that one request may have
+  int32_t context_tokens = 0;       // that one request may have
+  int32_t rope_context_tokens = 0;  // that longrope chooses its factors by: the model's or as asked for, whatever the memory
 };
 
 // Throws std::runtime_error, one line with the numbers and what to set, when not even one request fits.

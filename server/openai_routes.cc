@@ -340,8 +340,8 @@ std::vector<Route> api_routes(ApiOptions options) {
 std::string engine_not_ready_reason(const EngineStats& stats, double stalled_seconds_max) {
   if (stats.faulted) return "faulted: " + stats.fault;
   if (stats.draining) return "draining";
-  if (stats.work_pending && stats.seconds_since_step > stalled_seconds_max)
-    return "stalled: no step was completed lately";
+  if (stats.work_pending && stats.seconds_since_progress > stalled_seconds_max)
+    return "stalled: the model does not get on";
   return "";
 }
 

@@ -158,7 +158,7 @@ void add_scheduling_rows(std::vector<OptionRow>& rows) {
                             FIELD(running_sequences_max)));
   rows.push_back(number_row("queue_requests_max", "Scheduling", "N", 1, 1 << 20, "requests that wait; one more is answered 429",
                             FIELD(queue_requests_max)));
-  rows.push_back(number_row("stalled_seconds_max", "Scheduling", "SECONDS", 1, 3600, "of work without a step, then /readyz says 503",
+  rows.push_back(number_row("stalled_seconds_max", "Scheduling", "SECONDS", 1, 3600, "of work without progress, then /readyz says 503",
                             FIELD(stalled_seconds_max)));
 }
 

@@ -38,7 +38,7 @@ struct ServeOptions {
   int32_t step_tokens_max = 512;        // tokens of one step: more is faster, fewer makes others wait less
   int32_t running_sequences_max = 256;  // sequences that run at the same time
   int32_t queue_requests_max = 1024;    // requests that wait; one more is answered 429
-  double stalled_seconds_max = 10;      // of work without a step, then /readyz says 503
+  double stalled_seconds_max = 10;      // of work without progress, then /readyz says 503
 
   // HTTP; `http` holds the limits of the front, with their defaults
   HttpServerOptions http;

@@ -5,12 +5,14 @@
 
 namespace headroom {
 
-WorkerPool::WorkerPool(size_t threads_max, size_t pending_max, StartThread start_thread)
+WorkerPool::WorkerPool(size_t threads_min, size_t threads_max, size_t pending_max, StartThread start_thread)
     : threads_max_(threads_max),
       pending_max_(pending_max),
       start_thread_(start_thread ? std::move(start_thread)
                                  : [](std::function<void()> run) { return std::thread(std::move(run)); }) {
   threads_.reserve(threads_max);  // so that a started thread can always be stored
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < threads_min; ++i, ++idle_) threads_.push_back(start_thread_([this] { thread_main(); }));
 }
 
 WorkerPool::~WorkerPool() {
@@ -30,7 +32,7 @@ bool WorkerPool::submit(Job job) {
       threads_.push_back(start_thread_([this] { thread_main(); }));
       ++idle_;
     } catch (const std::system_error&) {
-      if (threads_.empty()) return false;  // otherwise a running thread takes it later
+      return false;  // those that run may be streams that last for minutes
     }
   }
   jobs_.push_back(std::move(job));

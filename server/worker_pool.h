@@ -1,6 +1,8 @@
 // A bounded pool of threads that are started when there is work for them, so that a server with room for hundreds of streams costs no
 // more memory at start than the few threads it needs. Every method may be called from any thread.
 //
+// threads_min of them are there from the beginning: a reserve that does not depend on what the system has left under load.
+//
 // Invariants: at most threads_max threads, at most pending_max jobs that no thread has taken yet; every job that submit() accepted runs.
 #pragma once
 
@@ -20,10 +22,11 @@ class WorkerPool {
   // Starts a thread, or throws std::system_error as std::thread does when the system has none left.
   using StartThread = std::function<std::thread(std::function<void()>)>;
 
-  WorkerPool(size_t threads_max, size_t pending_max, StartThread start_thread = {});
+  // Throws std::system_error if the first threads_min threads cannot be had.
+  WorkerPool(size_t threads_min, size_t threads_max, size_t pending_max, StartThread start_thread = {});
   ~WorkerPool();  // runs what was accepted, then joins
 
-  // False when the job cannot be taken: too many wait, or no thread runs and none can be started.
+  // False when the job cannot be taken: too many wait, or no thread is idle and none can be started.
   bool submit(Job job);
   size_t threads() const;
 

@@ -131,6 +131,7 @@ void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_la
     backend_.silu_mul(activated, gate_up);                                    // [T, F]
     backend_.gemm(branch, activated, *w.down, w.down_bias.view());            // [T, D] = [T, F] · [D, F]ᵀ
     backend_.add_rmsnorm(h, x, branch, next_norm.view(), eps);                // [T, D]
+    layers_run_.fetch_add(1, std::memory_order_relaxed);
   }
   a.rows = T;
 }

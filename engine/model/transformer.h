@@ -2,6 +2,7 @@
 // Owned and called by the engine thread alone.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -35,6 +36,9 @@ class Transformer {
   // output weight. May be called several times per forward(); the result is valid until the next call of either.
   Matrix logits(std::span<const int32_t> rows);
 
+  // Grows with every layer that was run; from any thread. Standing still for long, with work at hand, means that the backend hangs.
+  uint64_t layers_run() const { return layers_run_.load(std::memory_order_relaxed); }
+
  private:
   struct Activations;
   ModelConfig config_;
@@ -42,6 +46,7 @@ class Transformer {
   Backend& backend_;
   TransformerOptions options_;
   std::unique_ptr<Activations> activations_;
+  std::atomic<uint64_t> layers_run_{0};
 };
 
 }  // namespace headroom

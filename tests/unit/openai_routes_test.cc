@@ -370,7 +370,7 @@ TEST(Health, Routes) {
 TEST(Health, WhatTheEngineSays) {
   EngineStats stats;
   EXPECT_EQ(engine_not_ready_reason(stats, 10), "");
-  stats.seconds_since_step = 11;
+  stats.seconds_since_progress = 11;
   EXPECT_EQ(engine_not_ready_reason(stats, 10), "");  // idle
   stats.work_pending = true;
   EXPECT_THAT(engine_not_ready_reason(stats, 10), StartsWith("stalled"));

@@ -19,7 +19,7 @@ void wait_until(const std::function<bool()>& done) {
 }
 
 TEST(WorkerPool, StartsNoThreadBeforeThereIsWorkAndReusesTheIdleOnes) {
-  WorkerPool pool(8, 8);
+  WorkerPool pool(0, 8, 8);
   EXPECT_EQ(pool.threads(), 0u);
   for (int i = 0; i < 20; ++i) {
     std::promise<void> ran;
@@ -34,7 +34,7 @@ TEST(WorkerPool, RunsUpToThreadsMaxJobsAtOnceAndKeepsABoundedQueue) {
   std::promise<void> open;
   const std::shared_future<void> gate = open.get_future().share();
   std::atomic<int> running{0}, done{0};
-  WorkerPool pool(3, 2);
+  WorkerPool pool(1, 3, 2);
   const auto job = [&, gate] {
     ++running;
     gate.wait();
@@ -54,7 +54,7 @@ TEST(WorkerPool, RunsEveryAcceptedJobBeforeItEnds) {
   std::atomic<int> done{0};
   int accepted = 0;
   {
-    WorkerPool pool(2, 1000);
+    WorkerPool pool(0, 2, 1000);
     for (int i = 0; i < 500; ++i) accepted += pool.submit([&] { ++done; });
   }
   EXPECT_EQ(accepted, 500);
@@ -63,15 +63,23 @@ TEST(WorkerPool, RunsEveryAcceptedJobBeforeItEnds) {
 
 TEST(WorkerPool, RefusesWorkWhenTheSystemHasNoThreadAndGoesOnWhenItHas) {
   int starts_left = 0;
-  WorkerPool pool(4, 4, [&](std::function<void()> run) {
+  WorkerPool pool(0, 4, 4, [&](std::function<void()> run) {
     if (starts_left-- <= 0) throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
     return std::thread(std::move(run));
   });
   std::atomic<int> done{0};
   EXPECT_FALSE(pool.submit([&] { ++done; }));
   starts_left = 1;
-  EXPECT_TRUE(pool.submit([&] { ++done; }));
-  EXPECT_TRUE(pool.submit([&] { ++done; }));  // no second thread: the first one takes it
+  std::promise<void> open;
+  EXPECT_TRUE(pool.submit([&, gate = open.get_future().share()] {
+    gate.wait();
+    ++done;
+  }));
+  EXPECT_FALSE(pool.submit([&] { ++done; }));  // the only thread is busy, for who knows how long
+  open.set_value();
+  wait_until([&] { return done == 1; });
+  bool accepted = false;  // once the thread is idle again
+  wait_until([&] { return accepted = accepted || pool.submit([&] { ++done; }); });
   wait_until([&] { return done == 2; });
   EXPECT_EQ(pool.threads(), 1u);
 }
