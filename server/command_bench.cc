@@ -43,12 +43,25 @@ DType parse_dtype(const std::string& name) {
   throw std::runtime_error("unknown element type '" + name + "'; use fp32, bf16 or fp16");
 }
 
+// Of a machine that others may share, so they are measured beside each row.
+struct MachineLimits {
+  double bytes_per_second = 0, flops_per_second = 0;
+
+  static MachineLimits measured(int threads) {
+    return {measured_read_bytes_per_second(threads), measured_fma_flops_per_second(threads)};
+  }
+  static MachineLimits mean(const MachineLimits& a, const MachineLimits& b) {
+    return {(a.bytes_per_second + b.bytes_per_second) / 2, (a.flops_per_second + b.flops_per_second) / 2};
+  }
+};
+
 // What one measurement came to. A step moves `bytes` at least and computes `flops`.
 struct Row {
   std::string name;
   int32_t batch = 1, depth = 0;
   double tokens_per_step = 0, bytes = 0, flops = 0;
   std::vector<double> step_seconds;
+  MachineLimits limits;  // as they were just before and just after
 
   double median_seconds() const {
     std::vector<double> sorted = step_seconds;
@@ -195,34 +208,33 @@ class Bench {
   std::unique_ptr<TransformerRunner> runner_;
 };
 
-void print_table(const Bench& bench, const std::vector<Row>& rows, double bandwidth, double peak) {
+void print_table(const Bench& bench, const std::vector<Row>& rows) {
   std::printf("%s, %lld parameters, %.1f MB of weights, KV %s %lld bytes per token; %s\n", bench.config().architecture.c_str(),
               static_cast<long long>(bench.config().parameters()), static_cast<double>(bench.runner().transformer().weight_bytes()) / 1e6,
               std::string(dtype_name(bench.shape().dtype)).c_str(), static_cast<long long>(bench.shape().token_bytes()),
               bench.runner().backend().description().c_str());
-  std::printf("measured in this run: read bandwidth %.1f GB/s, fp32 FMA peak %.1f GFLOP/s\n\n", bandwidth / 1e9, peak / 1e9);
-  std::printf("%-8s %6s %6s %12s %22s %8s %11s %9s %9s\n", "test", "batch", "depth", "tokens/s", "ms per step (min-max)", "GB/s",
-              "% bandwidth", "GFLOP/s", "% peak");
+  std::printf("limits: read bandwidth and fp32 FMA peak, each measured before and after a row\n\n");
+  std::printf("%-8s %6s %6s %10s %23s %6s %12s %8s %13s\n", "test", "batch", "depth", "tokens/s", "ms per step (min-max)", "GB/s",
+              "of limit", "GFLOP/s", "of limit");
   for (const Row& row : rows) {
     const double seconds = row.median_seconds();
     const auto [low, high] = std::minmax_element(row.step_seconds.begin(), row.step_seconds.end());
     char range[48];
     std::snprintf(range, sizeof(range), "%.2f (%.2f-%.2f)", seconds * 1e3, *low * 1e3, *high * 1e3);
-    std::printf("%-8s %6d %6d %12.1f %22s %8.1f %10.0f%% %9.1f %8.0f%%\n", row.name.c_str(), row.batch, row.depth,
-                row.tokens_per_second(), range, row.bytes / seconds / 1e9, 100 * row.bytes / seconds / bandwidth,
-                row.flops / seconds / 1e9, 100 * row.flops / seconds / peak);
+    std::printf("%-8s %6d %6d %10.1f %23s %6.1f %5.0f%% of %2.0f %8.1f %5.0f%% of %4.0f\n", row.name.c_str(), row.batch, row.depth,
+                row.tokens_per_second(), range, row.bytes / seconds / 1e9, 100 * row.bytes / seconds / row.limits.bytes_per_second,
+                row.limits.bytes_per_second / 1e9, row.flops / seconds / 1e9, 100 * row.flops / seconds / row.limits.flops_per_second,
+                row.limits.flops_per_second / 1e9);
   }
 }
 
-void print_json(const Bench& bench, const std::vector<Row>& rows, double bandwidth, double peak) {
+void print_json(const Bench& bench, const std::vector<Row>& rows) {
   nlohmann::ordered_json out = {{"architecture", bench.config().architecture},
                                 {"parameters", bench.config().parameters()},
                                 {"weight_bytes", bench.runner().transformer().weight_bytes()},
                                 {"kv_dtype", dtype_name(bench.shape().dtype)},
                                 {"kv_token_bytes", bench.shape().token_bytes()},
                                 {"backend", bench.runner().backend().description()},
-                                {"read_bytes_per_second", bandwidth},
-                                {"fma_flops_per_second", peak},
                                 {"results", nlohmann::ordered_json::array()}};
   for (const Row& row : rows) {
     out["results"].push_back({{"test", row.name},
@@ -232,8 +244,10 @@ void print_json(const Bench& bench, const std::vector<Row>& rows, double bandwid
                               {"step_seconds", row.step_seconds},
                               {"step_bytes", row.bytes},
                               {"step_flops", row.flops},
-                              {"bandwidth_share", row.bytes / row.median_seconds() / bandwidth},
-                              {"peak_share", row.flops / row.median_seconds() / peak}});
+                              {"limit_bytes_per_second", row.limits.bytes_per_second},
+                              {"limit_flops_per_second", row.limits.flops_per_second},
+                              {"bandwidth_share", row.bytes / row.median_seconds() / row.limits.bytes_per_second},
+                              {"peak_share", row.flops / row.median_seconds() / row.limits.flops_per_second}});
   }
   std::printf("%s\n", out.dump(2).c_str());
 }
@@ -264,22 +278,26 @@ int run_bench(const std::vector<std::string>& arguments) {
   const auto note = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   note("loading " + (options.model.empty() ? options.shape + " with random weights" : options.model));
   Bench bench(options);
+  const int threads = options.threads > 0 ? options.threads : usable_physical_cores();
   std::vector<Row> rows;
+  MachineLimits before = MachineLimits::measured(threads);
+  const auto add = [&](Row row) {
+    const MachineLimits after = MachineLimits::measured(threads);
+    row.limits = MachineLimits::mean(before, after);
+    before = after;
+    rows.push_back(std::move(row));
+  };
   if (options.prompt_tokens > 0) {
     note("prefill of " + std::to_string(options.prompt_tokens) + " tokens");
-    rows.push_back(bench.prefill());
+    add(bench.prefill());
   }
   for (int32_t depth : options.depths) {
     for (int32_t batch : options.batches) {
       note("decode of " + std::to_string(batch) + " sequences at depth " + std::to_string(depth));
-      rows.push_back(bench.decode(batch, depth));
+      add(bench.decode(batch, depth));
     }
   }
-  note("measuring the machine");
-  const int threads = options.threads > 0 ? options.threads : usable_physical_cores();
-  const double bandwidth = measured_read_bytes_per_second(threads);
-  const double peak = measured_fma_flops_per_second(threads);
-  (options.json ? print_json : print_table)(bench, rows, bandwidth, peak);
+  (options.json ? print_json : print_table)(bench, rows);
   return 0;
 }
 
