@@ -20,6 +20,8 @@ constexpr int32_t kSplitKeys = 512;
 static_assert(kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
+// Bytes that the states of splits may take before they are merged; more tiles are done in turns.
+constexpr size_t kPartialBytesMax = 1 << 20;
 
 // `tokens` rows from `first_row` on, of one sequence and one KV head.
 struct AttentionTile {

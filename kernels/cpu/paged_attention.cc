@@ -577,8 +577,17 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
       workers == 1 || tiles.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
   if (tiles_go_round) {
     attend_tiles(pool, call, tiles, worker_memory);
-  } else {
-    attend_splits(pool, call, tiles, worker_memory, scratch.partials);
+    return;
+  }
+  // In waves of tiles whose partial states stay within a fixed room, whatever the contexts.
+  const int64_t parts_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
+  for (size_t begin = 0, end = 0; begin < tiles.size(); begin = end) {
+    for (int64_t parts = 0; end < tiles.size(); ++end) {
+      const SplitRange range = splits_of(tiles[end], params.window_tokens);
+      parts += range.end - range.begin;
+      if (parts > parts_max && end > begin) break;
+    }
+    attend_splits(pool, call, std::span(tiles).subspan(begin, end - begin), worker_memory, scratch.partials);
   }
 }
 
