@@ -198,26 +198,25 @@ int32_t read_window(const ConfigFields& fields, const Family& family, const Mode
   constexpr int64_t kMistralWindowDefault = 4096;
   const bool is_mistral = std::string_view(family.architecture) == "MistralForCausalLM";
   const bool is_llama = std::string_view(family.architecture) == "LlamaForCausalLM";
-  std::optional<int64_t> window = fields.integer("sliding_window", 1, INT32_MAX);
-  if (is_llama) window.reset();  // the reference has no window here and ignores the key
+  int64_t window = fields.integer("sliding_window", 1, INT32_MAX).value_or(0);  // 0: none
+  if (is_llama) window = 0;  // the reference has no window here and ignores the key
   if (is_mistral && !fields.json().contains("sliding_window")) window = kMistralWindowDefault;
   const bool has_switch = family.qk_norm || family.qkv_bias || family.nope_layers;
-  if (has_switch && !fields.boolean("use_sliding_window").value_or(false)) window.reset();
+  if (has_switch && !fields.boolean("use_sliding_window").value_or(false)) window = 0;
 
-  const std::vector<bool> sliding = read_sliding_layers(fields, family, config, window.has_value());
+  const std::vector<bool> sliding = read_sliding_layers(fields, family, config, window > 0);
   const auto sliding_layers = std::ranges::count(sliding, true);
   if (sliding_layers == 0) {
-    if (window && !has_switch) fields.fail("sliding_window is set, but layer_types has no sliding layer");
+    if (window > 0 && !has_switch) fields.fail("sliding_window is set, but layer_types has no sliding layer");
     return 0;
   }
-  if (!window) fields.fail("layer_types has sliding layers, but no sliding_window is in use");
+  if (window == 0) fields.fail("layer_types has sliding layers, but no sliding_window is in use");
   if (sliding_layers != config.layers) {
     fields.fail("a sliding window on " + std::to_string(sliding_layers) + " of " + std::to_string(config.layers) +
                 " layers is not supported; supported: on all or none");
   }
   // A window that reaches over the whole context hides nothing.
-  const int64_t tokens = window.value();
-  return tokens >= config.context_tokens ? 0 : static_cast<int32_t>(tokens);
+  return window >= config.context_tokens ? 0 : static_cast<int32_t>(window);
 }
 
 RopeType read_rope_type(const ConfigFields& rope, const Family& family) {

@@ -168,7 +168,7 @@ TEST(Completions, StreamOfSeveralChoicesWithEchoAndLogprobs) {
   const json whole = api.complete(fields).json();
   const Reply stream = api.complete(fields + R"(,"stream":true)");
   for (int i = 0; i < 4; ++i) {
-    EXPECT_EQ(streamed_text(stream, i), whole.at("choices")[i].at("text"));
+    EXPECT_EQ(streamed_text(stream, i), whole.at("choices")[i].at("text").get<std::string>());
     json tokens = json::array(), offsets = json::array();
     for (const std::string& event : stream.events()) {
       if (event == "[DONE]") continue;
