@@ -14,19 +14,26 @@ HWY_BEFORE_NAMESPACE();
 namespace headroom {
 namespace HWY_NAMESPACE {
 
-// Σ x², in an order that depends on the length alone: two chains of vectors, then lanes, then the tail.
+// Σ x², in an order that depends on the length alone: 32 partial sums whatever the width of a vector, so that no target
+// adds thousands of squares in one chain; then chains pairwise, then lanes, then the tail.
 HWY_INLINE float sum_of_squares(const float* x, int64_t length) {
+  constexpr int kChains = 32 / kLanes;
   const DF d;
-  VF even = hn::Zero(d);
-  VF odd = hn::Zero(d);
+  VF sums[kChains];
+  HEADROOM_UNROLL
+  for (int c = 0; c < kChains; ++c) sums[c] = hn::Zero(d);
   int64_t i = 0;
-  for (; i + 2 * kLanes <= length; i += 2 * kLanes) {
-    const VF a = hn::LoadU(d, x + i);
-    const VF b = hn::LoadU(d, x + i + kLanes);
-    even = hn::MulAdd(a, a, even);
-    odd = hn::MulAdd(b, b, odd);
+  for (; i + kChains * kLanes <= length; i += kChains * kLanes) {
+    HEADROOM_UNROLL
+    for (int c = 0; c < kChains; ++c) {
+      const VF values = hn::LoadU(d, x + i + c * kLanes);
+      sums[c] = hn::MulAdd(values, values, sums[c]);
+    }
   }
-  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
+  for (int width = kChains / 2; width > 0; width /= 2) {
+    for (int c = 0; c < width; ++c) sums[c] = hn::Add(sums[c], sums[c + width]);
+  }
+  float sum = hn::GetLane(hn::SumOfLanes(d, sums[0]));
   for (; i < length; ++i) sum += x[i] * x[i];
   return sum;
 }

@@ -18,9 +18,7 @@ TEST(RmsNorm, MatchesTheReferenceAtEveryLength) {
       const std::vector<float> weight = reference::random_floats(static_cast<size_t>(dim), 2);
       std::vector<float> out(x.size());
       backend->rmsnorm(Matrix(out.data(), rows, dim), Matrix(x.data(), rows, dim), weight, 1e-5f);
-      // Measured: at most 9e-7 with vectors; 4e-6 where sums are not spread over lanes (the scalar fallback, 4096
-      // wide).
-      EXPECT_LE(reference::largest_difference(out, reference::rmsnorm(x, weight, 1e-5)), 1e-5) << rows << " x " << dim;
+      EXPECT_LE(reference::largest_difference(out, reference::rmsnorm(x, weight, 1e-5)), 3e-6) << rows << " x " << dim;
     }
   }
 }

@@ -83,7 +83,7 @@ TEST(ThreadPool, SleepsWhenIdleAndWakes) {
 
 TEST(ThreadPoolDeathTest, SaysWhenTheSystemRefusesAThread) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "a sanitizer's shadow memory needs more address space than the limit that provokes the error";
+  GTEST_SKIP() << "SKIPPED: a sanitizer's shadow memory needs more address space than the limit that provokes the error";
 #endif
   EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(3),
               "cannot start 64 compute threads, the system allowed [0-9]+");
