@@ -187,7 +187,9 @@ void Engine::note_progress(Live& live) {
   const auto now = Clock::now();
   const bool first = !live.first_token;
   if (observer_ != nullptr && (first || live.request.choices == 1)) {
-    observer_->on_token({first, seconds_between(first ? live.arrival : live.last_token, now)});
+    observer_->on_token({.first = first,
+                         .seconds = seconds_between(first ? live.arrival : live.last_token, now),
+                         .context_tokens = static_cast<int64_t>(live.request.prompt.size()) + live.finished.usage.generated_tokens});
   }
   live.last_token = now;
   if (!first) return;
@@ -248,10 +250,13 @@ void Engine::deliver_ended() {
       const auto first_scheduled = live->first_scheduled.value_or(now);
       const auto first_token = live->first_token.value_or(now);
       const auto last_token = live->first_token ? live->last_token : now;
+      int32_t longest_choice_tokens = 0;
+      for (const Live::Choice& choice : live->choices) longest_choice_tokens = std::max(longest_choice_tokens, choice.generated);
       observer_->on_request_finished({.reason = live->finished.reason,
                                       .usage = live->finished.usage,
                                       .choices = live->request.choices,
                                       .generated_tokens_max = live->request.generated_tokens_max,
+                                      .longest_choice_tokens = longest_choice_tokens,
                                       .queue_seconds = seconds_between(live->arrival, first_scheduled),
                                       .prefill_seconds = seconds_between(first_scheduled, first_token),
                                       .decode_seconds = seconds_between(first_token, last_token),

@@ -18,6 +18,7 @@ struct StepObservation {
 struct TokenObservation {
   bool first = false;
   double seconds = 0;  // since arrival for the first token; since the token before for a later one
+  int64_t context_tokens = 0;  // that it attended to: the prompt and what was generated before it
 };
 
 struct RequestObservation {
@@ -25,6 +26,7 @@ struct RequestObservation {
   RequestUsage usage;
   int32_t choices = 1;
   int32_t generated_tokens_max = 0;
+  int32_t longest_choice_tokens = 0;  // generated for the choice that got the most
   double queue_seconds = 0;      // arrival to first scheduled
   double prefill_seconds = 0;    // first scheduled to first token
   double decode_seconds = 0;     // first token to last token

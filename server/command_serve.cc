@@ -103,6 +103,7 @@ class Serving {
     http_ = std::make_unique<HttpServer>(options_.http, routes_, [this](auto path, auto method, int status, double seconds) {
       metrics_.observe_http(path, method, status, seconds);
     });
+    metrics_.set_not_ready_reason([this] { return not_ready_reason(); });
     http_->bind();
     http_thread_ = std::thread([this] { http_->serve(); });
   }

@@ -29,6 +29,7 @@ struct Snapshot {
   EngineStats stats;
   ModelFacts facts;
   ProcessStats process;
+  std::string not_ready_reason;
 };
 
 // ---- the table: values ----
@@ -48,6 +49,17 @@ struct ValueRow {
 
 double usage_share(const Snapshot& s) {
   return s.stats.pages.total() == 0 ? 0 : static_cast<double>(s.stats.pages.live) / static_cast<double>(s.stats.pages.total());
+}
+int64_t available_pages(const Snapshot& s) { return s.stats.pages.free + s.stats.pages.cached; }
+double fragmentation_ratio(const Snapshot& s) {
+  const int64_t live_bytes = s.stats.pages.live * s.stats.page_bytes;
+  return live_bytes == 0 ? 0 : 1 - static_cast<double>(s.stats.live_tokens * s.facts.kv_shape.token_bytes()) / static_cast<double>(live_bytes);
+}
+// Requests of the longest length that can still be taken in, cached pages being evicted for them.
+double more_full_requests(const Snapshot& s) {
+  const int64_t tokens = s.facts.capacity.longest_request_tokens;
+  if (tokens == 0) return 0;
+  return static_cast<double>(available_pages(s) / pages_for_tokens(tokens, s.facts.kv_shape.page_tokens));
 }
 double saving_ratio(const Snapshot& s) {
   const int64_t mha = s.facts.kv_shape.mha_token_bytes();
@@ -106,6 +118,12 @@ const std::vector<ValueRow>& headroom_rows() {
         {"free", VALUE(s.stats.pages.free * s.facts.kv_shape.page_tokens)}}},
       {"headroom_kv_written_bytes", kGauge, "bytes", "Bytes written in live pages; the rest of them is internal fragmentation.", nullptr,
        {{nullptr, VALUE(s.stats.live_tokens * s.facts.kv_shape.token_bytes())}}},
+      {"headroom_kv_fragmentation_ratio", kGauge, "share", "Share of the bytes of live pages that is not written.", nullptr,
+       {{nullptr, fragmentation_ratio}}},
+      {"headroom_kv_available_tokens", kGauge, "tokens", "Tokens that the pool can still take in: free pages and cached ones.", nullptr,
+       {{nullptr, VALUE(available_pages(s) * s.facts.kv_shape.page_tokens)}}},
+      {"headroom_kv_more_full_requests", kGauge, "requests", "Requests of the longest length that the pool can still take in.", nullptr,
+       {{nullptr, more_full_requests}}},
       {"headroom_kv_token_bytes", kGauge, "bytes", "KV bytes of one token.", nullptr, {{nullptr, VALUE(s.facts.kv_shape.token_bytes())}}},
       {"headroom_kv_mha_token_bytes", kGauge, "bytes", "KV bytes that a token would take with as many KV heads as query heads.", nullptr,
        {{nullptr, VALUE(s.facts.kv_shape.mha_token_bytes())}}},
@@ -119,6 +137,8 @@ const std::vector<ValueRow>& headroom_rows() {
        {{nullptr, VALUE(s.facts.capacity.mha_full_requests)}}},
       {"headroom_kv_longest_request_tokens", kGauge, "tokens", "The longest request, prompt and answer, that can be served.", nullptr,
        {{nullptr, VALUE(s.facts.capacity.longest_request_tokens)}}},
+      {"headroom_prefix_reused_bytes_total", kCounter, "bytes", "KV bytes of prompts found in the prefix cache instead of computed again.", nullptr,
+       {{nullptr, VALUE(s.stats.prompt_tokens_cached * s.facts.kv_shape.token_bytes())}}},
       {"headroom_memory_predicted_bytes", kGauge, "bytes", "Memory by arithmetic from config.json and the options.", "part",
        {{"weights", VALUE(s.facts.weight_bytes_predicted)}, {"kv_pool", VALUE(s.facts.capacity.pool_bytes)}}},
       {"headroom_memory_allocated_bytes", kGauge, "bytes", "Memory as allocated.", "part",
@@ -130,6 +150,11 @@ const std::vector<ValueRow>& headroom_rows() {
        {{nullptr, VALUE(s.stats.recomputed_tokens)}}},
       {"headroom_evicted_pages_total", kCounter, "pages", "Cached pages that were taken for new content.", nullptr,
        {{nullptr, VALUE(s.stats.evicted_pages)}}},
+      {"headroom_not_ready", kGauge, "flag", "1 at the reason for which /readyz says 503; all 0: ready.", "reason",
+       {{"loading", VALUE(s.not_ready_reason.starts_with("loading"))},
+        {"draining", VALUE(s.not_ready_reason.starts_with("draining"))},
+        {"faulted", VALUE(s.not_ready_reason.starts_with("faulted"))},
+        {"stalled", VALUE(s.not_ready_reason.starts_with("stalled"))}}},
       {"headroom_engine_faulted", kGauge, "flag", "1 after the model failed for good.", nullptr, {{nullptr, VALUE(s.stats.faulted)}}},
   };
   return rows;
@@ -153,7 +178,7 @@ const std::vector<ValueRow>& process_rows() {
 
 enum HistogramId : size_t {
   kTimeToFirstToken, kInterTokenLatency, kTimePerOutputTokenOld, kRequestTimePerOutputToken, kE2e, kQueue, kInference, kPrefill, kDecode,
-  kPromptTokens, kGenerationTokens, kParamsMaxTokens, kParamsN, kIterationTokens, kStepPlan, kStepRun, kStepCommit, kHistogramCount
+  kPromptTokens, kGenerationTokens, kLongestChoiceTokens, kParamsMaxTokens, kParamsN, kIterationTokens, kStepPlan, kStepRun, kStepCommit, kHistogramCount
 };
 struct HistogramRow {
   const char* name;
@@ -193,6 +218,8 @@ const std::vector<HistogramRow>& histogram_rows() {
       {"vllm:request_decode_time_seconds", "seconds", "From the first token of a request to its last.", nullptr, nullptr, request},
       {"vllm:request_prompt_tokens", "tokens", "Tokens of a request's prompt.", nullptr, nullptr, token_bounds()},
       {"vllm:request_generation_tokens", "tokens", "Tokens generated for a request.", nullptr, nullptr, token_bounds()},
+      {"vllm:request_max_num_generation_tokens", "tokens", "Tokens generated for the choice of a request that got the most.", nullptr, nullptr,
+       token_bounds()},
       {"vllm:request_params_max_tokens", "tokens", "max_tokens of a request.", nullptr, nullptr, token_bounds()},
       {"vllm:request_params_n", "choices", "n of a request.", nullptr, nullptr, {1, 2, 5, 10, 20}},
       {"vllm:iteration_tokens_total", "tokens", "Tokens computed in one step.", nullptr, nullptr, iteration},
@@ -211,7 +238,21 @@ constexpr const char* kHttpRequestsHelp = "Answered requests.";
 constexpr const char* kHttpDurationHelp = "From a whole request to the end of its answer.";
 constexpr const char* kRequestSuccessHelp = "Ended requests by reason.";
 constexpr const char* kCacheConfigHelp = "1, with the configuration of the KV cache in its labels.";
+constexpr const char* kDecodeTokensHelp = "Tokens after a request's first, by the context that they attended to (label: at most so many tokens).";
+constexpr const char* kDecodeSecondsHelp = "Their time since the token before; divided by headroom_decode_tokens_total it is the time of a token.";
 constexpr const char* kStartupHelp = "Time from the start of the process, by phase.";
+
+// Classes of context length: at most 1,024 tokens, 2,048 … 131,072, more.
+constexpr int64_t kFirstContextTokens = 1024;
+constexpr size_t kContextClasses = 9;
+size_t context_class(int64_t tokens) {
+  size_t index = 0;
+  for (int64_t most = kFirstContextTokens; most < tokens && index + 1 < kContextClasses; most *= 2) ++index;
+  return index;
+}
+std::string context_class_name(size_t index) {
+  return index + 1 == kContextClasses ? "more" : std::to_string(kFirstContextTokens << index);
+}
 
 bool is_vllm(std::string_view name) { return name.substr(0, 5) == "vllm:"; }
 
@@ -240,6 +281,9 @@ struct Metrics::State {
   std::function<ProcessStats()> process_stats;
   std::vector<std::unique_ptr<prometheus::Histogram>> histograms;  // by HistogramId
   std::array<std::atomic<int64_t>, kFinishReasons.size()> finished{};
+  std::array<std::atomic<int64_t>, kContextClasses> decode_tokens{};  // by context_class()
+  std::array<std::atomic<double>, kContextClasses> decode_seconds{};
+  std::function<std::string()> not_ready_reason = [] { return std::string(); };
 
   mutable std::mutex engine_mutex;  // held while stats are read, so that the engine cannot go meanwhile
   ModelFacts facts;
@@ -254,6 +298,7 @@ struct Metrics::State {
   MetricFamily family_of(const ValueRow& row, const Snapshot& snapshot) const;
   void add_histograms(std::vector<MetricFamily>& families) const;
   void add_labelled(std::vector<MetricFamily>& families, const Snapshot& snapshot) const;
+  void add_decode_by_context(std::vector<MetricFamily>& families) const;
   void add_http(std::vector<MetricFamily>& families) const;
 };
 
@@ -272,6 +317,8 @@ Metrics::Metrics(std::string model_name, std::vector<std::pair<std::string, std:
   }
 }
 Metrics::~Metrics() = default;
+
+void Metrics::set_not_ready_reason(std::function<std::string()> reason) { state_->not_ready_reason = std::move(reason); }
 
 void Metrics::set_engine(ModelFacts facts, std::function<EngineStats()> stats) {
   const std::lock_guard lock(state_->engine_mutex);
@@ -295,6 +342,9 @@ void Metrics::on_token(const TokenObservation& token) {
   if (token.first) return state_->observe(kTimeToFirstToken, token.seconds);
   state_->observe(kInterTokenLatency, token.seconds);
   state_->observe(kTimePerOutputTokenOld, token.seconds);
+  const size_t index = context_class(token.context_tokens);
+  state_->decode_tokens[index].fetch_add(1, std::memory_order_relaxed);
+  state_->decode_seconds[index].fetch_add(token.seconds, std::memory_order_relaxed);
 }
 
 void Metrics::on_request_finished(const RequestObservation& request) {
@@ -308,6 +358,7 @@ void Metrics::on_request_finished(const RequestObservation& request) {
   state_->observe(kDecode, request.decode_seconds);
   state_->observe(kPromptTokens, request.usage.prompt_tokens);
   state_->observe(kGenerationTokens, request.usage.generated_tokens);
+  state_->observe(kLongestChoiceTokens, request.longest_choice_tokens);
   state_->observe(kParamsMaxTokens, request.generated_tokens_max);
   state_->observe(kParamsN, request.choices);
   const int32_t after_first = request.usage.generated_tokens / std::max(1, request.choices) - 1;
@@ -388,6 +439,23 @@ void Metrics::State::add_labelled(std::vector<MetricFamily>& families, const Sna
   if (!startup.metric.empty()) families.push_back(std::move(startup));
 }
 
+// The two numbers whose ratio shows what a token costs at 1K, 2K … of context: with MHA it grows with the bytes that MHA reads.
+void Metrics::State::add_decode_by_context(std::vector<MetricFamily>& families) const {
+  MetricFamily tokens{"headroom_decode_tokens_total", kDecodeTokensHelp, MetricType::Counter, {}};
+  MetricFamily seconds{"headroom_decode_token_seconds_total", kDecodeSecondsHelp, MetricType::Counter, {}};
+  for (size_t i = 0; i < kContextClasses; ++i) {
+    ClientMetric metric;
+    metric.label = labels_of("headroom_");
+    metric.label.push_back({"context_tokens", context_class_name(i)});
+    metric.counter.value = static_cast<double>(decode_tokens[i].load(std::memory_order_relaxed));
+    tokens.metric.push_back(metric);
+    metric.counter.value = decode_seconds[i].load(std::memory_order_relaxed);
+    seconds.metric.push_back(std::move(metric));
+  }
+  families.push_back(std::move(tokens));
+  families.push_back(std::move(seconds));
+}
+
 void Metrics::State::add_http(std::vector<MetricFamily>& families) const {
   MetricFamily requests{"http_requests_total", kHttpRequestsHelp, MetricType::Counter, {}};
   MetricFamily seconds{"http_request_duration_seconds", kHttpDurationHelp, MetricType::Histogram, {}};
@@ -412,6 +480,7 @@ void Metrics::State::add_http(std::vector<MetricFamily>& families) const {
 std::string Metrics::text() const {
   Snapshot snapshot;
   snapshot.process = state_->process_stats();
+  snapshot.not_ready_reason = state_->not_ready_reason();
   {
     const std::lock_guard lock(state_->engine_mutex);
     snapshot.facts = state_->facts;
@@ -422,6 +491,7 @@ std::string Metrics::text() const {
     for (const ValueRow& row : *rows) families.push_back(state_->family_of(row, snapshot));
   }
   state_->add_labelled(families, snapshot);
+  state_->add_decode_by_context(families);
   state_->add_histograms(families);
   state_->add_http(families);
   return with_decimal_bounds(prometheus::TextSerializer().Serialize(families));
@@ -437,6 +507,8 @@ std::vector<MetricDescription> metric_descriptions() {
   all.push_back({"vllm:request_success_total", "counter", "requests", kRequestSuccessHelp});
   all.push_back({"vllm:cache_config_info", "gauge", "flag", kCacheConfigHelp});
   all.push_back({"headroom_startup_seconds", "gauge", "seconds", kStartupHelp});
+  all.push_back({"headroom_decode_tokens_total", "counter", "tokens", kDecodeTokensHelp});
+  all.push_back({"headroom_decode_token_seconds_total", "counter", "seconds", kDecodeSecondsHelp});
   for (const HistogramRow& row : histogram_rows()) {
     if (all.back().name != row.name) all.push_back({row.name, "histogram", row.unit, row.help});
   }

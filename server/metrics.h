@@ -1,6 +1,6 @@
 // Every metric in one table (metrics.cc), and their text for Prometheus. vLLM's names, so that routers and dashboards work unmodified;
 // headroom_* for what nobody else shows: KV bytes by state (their sum is the pool), what the same tokens would take with MHA, memory
-// as predicted and as allocated.
+// as predicted and as allocated, the time of a token by the length of its context.
 //
 // Threads: on_* are called by the engine thread, observe_http() by HTTP workers, text() by whoever scrapes; the histograms are shared.
 // Every series exists from the start, at 0, so that a rate over a restart or a first event is right.
@@ -39,6 +39,8 @@ class Metrics : public EngineObserver {
           std::function<ProcessStats()> process_stats = read_process_stats);
   ~Metrics() override;
 
+  // Why /readyz says 503, or nothing. REQUIRES that no other thread knows this object yet.
+  void set_not_ready_reason(std::function<std::string()> reason);
   // From here on text() shows the engine; `stats` must stay callable until clear_engine().
   void set_engine(ModelFacts facts, std::function<EngineStats()> stats);
   void clear_engine();

@@ -413,9 +413,13 @@ TEST(Engine, ACrowdInASmallPoolGetsTheSameAnswers) {
 class CountingObserver : public EngineObserver {
  public:
   void on_step(const StepObservation& step) override { prefill += step.prefill_tokens, decode += step.decode_tokens; }
-  void on_token(const TokenObservation& token) override { (token.first ? first : later) += 1; }
+  void on_token(const TokenObservation& token) override {
+    (token.first ? first : later) += 1;
+    contexts.push_back(token.context_tokens);
+  }
   void on_request_finished(const RequestObservation& request) override { requests.push_back(request); }
   int64_t prefill = 0, decode = 0, first = 0, later = 0;
+  std::vector<int64_t> contexts;
   std::vector<RequestObservation> requests;
 };
 
@@ -432,6 +436,8 @@ TEST(Engine, TellsItsObserverWhatHappened) {
   EXPECT_EQ(observer.later, 9 + 4);
   ASSERT_EQ(observer.requests.size(), 2u);
   EXPECT_EQ(observer.requests[0].usage.prompt_tokens, 70);
+  EXPECT_EQ(observer.requests[0].longest_choice_tokens, 10);
+  EXPECT_EQ(observer.contexts, (std::vector<int64_t>{70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 1, 2, 3, 4, 5}));
   EXPECT_GE(observer.requests[0].e2e_seconds, observer.requests[0].inference_seconds);
 }
 

@@ -61,12 +61,13 @@ EngineStats fixed_stats() {
 Metrics& add_events(Metrics& metrics) {
   metrics.on_step({.sequences = 3, .prefill_tokens = 14, .decode_tokens = 2, .plan_seconds = 0.00005, .run_seconds = 0.03, .commit_seconds = 0.0002});
   metrics.on_token({.first = true, .seconds = 0.05});
-  metrics.on_token({.first = false, .seconds = 0.02});
+  metrics.on_token({.first = false, .seconds = 0.02, .context_tokens = 1025});
   RequestObservation request;
   request.reason = FinishReason::length;
   request.usage.prompt_tokens = 12;
   request.usage.generated_tokens = 3;
   request.generated_tokens_max = 16;
+  request.longest_choice_tokens = 3;
   request.queue_seconds = 0.125;
   request.prefill_seconds = 0.25;
   request.decode_seconds = 0.5;
@@ -128,6 +129,58 @@ TEST(Metrics, BytesByStateSumToThePool) {
   EXPECT_EQ(samples.at("vllm:kv_cache_usage_perc{model_name=\"demo\",engine=\"0\"}"), 0.4);
 }
 
+// 6 of 10 pages are free or cached: 96 tokens. A request of 100 tokens takes 7 pages, so none more fits; one of 48 takes 3.
+// 50 tokens are written in 4 live pages, which hold 64.
+TEST(Metrics, SayHowMuchMoreFits) {
+  const auto of = [](const std::string& text, const std::string& name) { return samples_of(text).at(name + "{model_name=\"demo\"}"); };
+  EXPECT_EQ(of(fixed_text(), "headroom_kv_available_tokens"), 96);
+  EXPECT_EQ(of(fixed_text(), "headroom_kv_more_full_requests"), 0);
+  EXPECT_EQ(of(fixed_text(), "headroom_kv_fragmentation_ratio"), 1 - 50.0 / 64);
+  EXPECT_EQ(of(fixed_text(), "headroom_prefix_reused_bytes_total"), 300 * 256);
+  Metrics metrics("demo", {}, fixed_process);
+  ModelFacts facts = fixed_facts();
+  facts.capacity.longest_request_tokens = 48;
+  metrics.set_engine(facts, fixed_stats);
+  EXPECT_EQ(of(metrics.text(), "headroom_kv_more_full_requests"), 2);
+}
+
+TEST(Metrics, OneReasonForNotBeingReady) {
+  Metrics metrics("demo", {}, fixed_process);
+  std::string reason;
+  metrics.set_not_ready_reason([&reason] { return reason; });
+  const auto shown = [&metrics] {
+    std::string found;
+    for (const auto& [name, value] : samples_of(metrics.text())) {
+      if (name.starts_with("headroom_not_ready{") && value == 1) found += name.substr(name.find("reason=\"") + 8);
+    }
+    return found;
+  };
+  EXPECT_EQ(shown(), "");
+  for (const auto& [said, label] : {std::pair{"loading", "loading\"}"}, {"draining", "draining\"}"}, {"faulted: a NaN", "faulted\"}"},
+                                    {"stalled: the model does not get on", "stalled\"}"}}) {
+    reason = said;
+    EXPECT_EQ(shown(), label);
+  }
+}
+
+TEST(Metrics, TimeOfTokensByTheirContext) {
+  Metrics metrics("demo", {}, fixed_process);
+  metrics.on_token({.first = true, .seconds = 9, .context_tokens = 500});  // not a decode
+  const std::pair<int64_t, std::string> cases[] = {{1, "1024"},       {1024, "1024"},     {1025, "2048"}, {2048, "2048"},
+                                                   {32768, "32768"}, {131072, "131072"}, {131073, "more"}, {1 << 30, "more"}};
+  std::map<std::string, double> tokens;
+  for (const auto& [context, name] : cases) {
+    metrics.on_token({.first = false, .seconds = 0.5, .context_tokens = context});
+    tokens[name] += 1;
+  }
+  const auto samples = samples_of(metrics.text());
+  for (const std::string name : {"1024", "2048", "4096", "8192", "16384", "32768", "65536", "131072", "more"}) {
+    const std::string labels = "{model_name=\"demo\",context_tokens=\"" + name + "\"}";
+    EXPECT_EQ(samples.at("headroom_decode_tokens_total" + labels), tokens[name]) << name;
+    EXPECT_EQ(samples.at("headroom_decode_token_seconds_total" + labels), tokens[name] * 0.5) << name;
+  }
+}
+
 TEST(Metrics, BoundsAreWrittenAsDashboardsMatchThem) {
   const std::string text = fixed_text();
   for (const char* bound : {"le=\"0.001\"", "le=\"0.3\"", "le=\"1.0\"", "le=\"2560.0\"", "le=\"2.5\"", "le=\"+Inf\""}) {
@@ -152,7 +205,7 @@ TEST(Metrics, HasTheNamesThatOthersQuery) {
         "vllm:e2e_request_latency_seconds", "vllm:request_queue_time_seconds", "vllm:request_inference_time_seconds",
         "vllm:request_prefill_time_seconds", "vllm:request_decode_time_seconds", "vllm:request_prompt_tokens",
         "vllm:request_generation_tokens", "vllm:request_params_max_tokens", "vllm:iteration_tokens_total", "vllm:request_params_n",
-        "vllm:time_per_output_token_seconds"}) {
+        "vllm:time_per_output_token_seconds", "vllm:request_max_num_generation_tokens"}) {
     EXPECT_THAT(text, HasSubstr("\n" + std::string(name) + "_bucket{model_name=\"demo\",engine=\"0\",le=\"")) << name;
   }
 }
