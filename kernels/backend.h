@@ -35,7 +35,8 @@ class Buffer {
   virtual size_t bytes() const = 0;
 };
 
-// A weight in the layout that the backend's gemm wants: [N, K] logically, `bytes()` as it stands in memory.
+// A weight in the layout that the backend's gemm wants: [N, K] logically, `bytes()` as it stands in memory. Immutable: backends of
+// one kind may read it at the same time.
 class Weight {
  public:
   virtual ~Weight() = default;

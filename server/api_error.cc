@@ -41,6 +41,8 @@ ApiError unavailable(std::string message, double retry_after_seconds) {
           .retry_after_seconds = retry_after_seconds};
 }
 
+ApiError client_closed() { return {.status = 499, .message = "the client went away"}; }
+
 ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int64_t context_tokens) {
   switch (error.kind) {
     case SubmitError::Kind::invalid:

@@ -28,6 +28,8 @@ struct ApiError {
 ApiError invalid_field(std::string_view param, std::string message);
 // 503: there is no model to serve, or none yet.
 ApiError unavailable(std::string message, double retry_after_seconds = 1);
+// 499: nobody reads it; the metrics count it.
+ApiError client_closed();
 ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int64_t context_tokens);
 
 // {"error":{"message":…,"type":…,"param":…,"code":…}}

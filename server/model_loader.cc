@@ -92,12 +92,12 @@ class Phases {
 };
 
 void start_engine(const ServeOptions& options, EngineObserver* observer, std::unique_ptr<Backend> backend,
-                  std::unique_ptr<ModelWeights> weights, LoadedModel& model) {
+                  std::shared_ptr<const ModelWeights> weights, LoadedModel& model) {
   const KvPlan& plan = model.plan;
   model.facts.weight_bytes = static_cast<int64_t>(weights->bytes);
   const int32_t logits_rows_max = std::min(kLogitsRowsMax, options.running_sequences_max);
   auto cache = std::make_unique<KvCache>(plan.shape, plan.capacity.pages, *backend);
-  auto transformer = std::make_unique<Transformer>(model.config, std::move(weights), *backend,
+  auto transformer = std::make_unique<Transformer>(model.config, weights, *backend,
                                                    TransformerOptions{.step_tokens_max = options.step_tokens_max,
                                                                       .logits_rows_max = logits_rows_max,
                                                                       .served_context_tokens = plan.rope_context_tokens});
@@ -115,6 +115,13 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   engine_options.scheduler.prefix_cache = options.prefix_cache;
   engine_options.eos_token_ids = model.config.eos_token_ids;
   model.engine = std::make_unique<Engine>(engine_options, plan.shape, std::move(runner), observer);
+  if (!options.introspection) return;
+  // One thread: the others are the engine's.
+  model.attention.emplace(model.config, std::move(weights),
+                          AttentionProbe::Options{.served_context_tokens = plan.rope_context_tokens,
+                                                  .kv_dtype = plan.shape.dtype,
+                                                  .page_tokens = options.page_tokens,
+                                                  .make_backend = [] { return make_cpu_backend({.threads = 1}); }});
 }
 
 }  // namespace
@@ -201,6 +208,7 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
                                     .chat_template = model->chat_template ? &*model->chat_template : nullptr,
                                     .bos_token = token_text(tokenizer_config, "bos_token"),
                                     .eos_token = token_text(tokenizer_config, "eos_token"),
+                                    .attention = model->attention ? &*model->attention : nullptr,
                                     .limits = {},
                                     .defaults = defaults});
   model->served->limits.context_tokens_max = plan.context_tokens;

@@ -36,7 +36,8 @@ struct LoadedModel {
   Tokenizer tokenizer;
   std::optional<ChatTemplate> chat_template;
   std::unique_ptr<Engine> engine;
-  std::optional<ServedModel> served;  // refers to all of the above
+  std::optional<AttentionProbe> attention;  // reads the weights of the engine, which it must not outlive
+  std::optional<ServedModel> served;        // refers to all of the above
   ModelFacts facts;
   std::string backend;
 };

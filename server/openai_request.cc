@@ -406,21 +406,39 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const ApiLimits& l
   return finish(fields, std::move(request));
 }
 
+namespace {
+
+void read_tokenizable(FieldReader* fields, const ApiLimits& limits, TokenizeRequest* out) {
+  fields->string("model", kNameBytesMax, &out->model);
+  if (fields->find("messages") != nullptr) {
+    refuse_special_tokens(fields);
+    read_chat_input(fields, limits, &out->input.emplace<ChatInput>());
+  } else {
+    if (fields->find("prompt") == nullptr) fields->fail("prompt", "or messages is missing");
+    fields->string("prompt", SIZE_MAX, &std::get<std::string>(out->input));
+    fields->boolean("add_special_tokens", &out->add_special_tokens);
+  }
+}
+
+}  // namespace
+
 Parsed<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiLimits& limits) {
   const Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   TokenizeRequest request;
-  fields.string("model", kNameBytesMax, &request.model);
   fields.boolean("return_token_strs", &request.return_token_strings);
-  if (fields.find("messages") != nullptr) {
-    refuse_special_tokens(&fields);
-    read_chat_input(&fields, limits, &request.input.emplace<ChatInput>());
-  } else {
-    if (fields.find("prompt") == nullptr) fields.fail("prompt", "or messages is missing");
-    fields.string("prompt", SIZE_MAX, &std::get<std::string>(request.input));
-    fields.boolean("add_special_tokens", &request.add_special_tokens);
-  }
+  read_tokenizable(&fields, limits, &request);
+  return finish(fields, std::move(request));
+}
+
+Parsed<AttentionRequest> parse_attention_request(std::string_view body, const ApiLimits& limits, int32_t layers) {
+  const Parsed<Json> parsed = read_object(body, limits);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
+  FieldReader fields(std::get<Json>(parsed));
+  AttentionRequest request{.layer = layers - 1};
+  read_tokenizable(&fields, limits, &request.text);
+  fields.integer("layer", 0, layers - 1, &request.layer);
   return finish(fields, std::move(request));
 }
 

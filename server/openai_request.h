@@ -94,6 +94,11 @@ struct TokenizeRequest {
   bool return_token_strings = false;
 };
 
+struct AttentionRequest {
+  TokenizeRequest text{};
+  int32_t layer = 0;  // absent in the request: the last one
+};
+
 struct DetokenizeRequest {
   std::string model;
   std::vector<TokenId> tokens;
@@ -107,6 +112,7 @@ Parsed<CompletionRequest> parse_completion_request(std::string_view body, const 
 Parsed<ChatRequest> parse_chat_request(std::string_view body, const ApiLimits& limits,
                                        const GenerationDefaults& defaults);
 Parsed<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiLimits& limits);
+Parsed<AttentionRequest> parse_attention_request(std::string_view body, const ApiLimits& limits, int32_t layers);
 Parsed<DetokenizeRequest> parse_detokenize_request(std::string_view body, const ApiLimits& limits);
 
 }  // namespace headroom

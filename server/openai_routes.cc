@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <utility>
 
 #include "kernels/check.h"
+#include "server/attention_view.h"
 #include "server/generation.h"
 #include "server/json_writer.h"
 #include "server/openai_response.h"
@@ -17,7 +19,7 @@ namespace {
 using Clock = SseStream::Clock;
 using ServedPtr = std::shared_ptr<const ServedModel>;
 
-constexpr int kClientClosedRequest = 499;  // nobody reads it; the metrics count it
+constexpr std::chrono::seconds kAttentionWaitMax{2};
 
 // Which prefixes may be shared: those of one API key, or of one salt within it. The length keeps (key, salt)
 // unambiguous.
@@ -53,6 +55,7 @@ class Api {
   void chat_completions(const HttpRequest& request, HttpResponse& response);
   void tokenize(const HttpRequest& request, HttpResponse& response);
   void detokenize(const HttpRequest& request, HttpResponse& response);
+  void attention(const HttpRequest& request, HttpResponse& response);
   void models(HttpResponse& response);
   void model(const std::string& name, HttpResponse& response);
   void version(HttpResponse& response);
@@ -64,6 +67,7 @@ class Api {
   // The model, if it is loaded; else the answer is a 503.
   ServedPtr served_or_refuse(HttpResponse* response) const;
   std::optional<ApiError> check_model(const std::string& name) const;
+  Parsed<std::vector<TokenId>> tokenize_input(const ServedModel& served, const TokenizeRequest& asked) const;
   void write_model(const ServedModel& served, const std::string& name, JsonWriter* json) const;
 
   struct Kind {
@@ -78,6 +82,7 @@ class Api {
   const ApiOptions options_;
   const int64_t created_;
   std::atomic<uint64_t> unseeded_requests_{0};
+  std::timed_mutex attention_turn_;  // one at a time: bounds the memory and the threads that it takes from the engine
 };
 
 ServedPtr Api::served_or_refuse(HttpResponse* response) const {
@@ -94,6 +99,12 @@ std::optional<ApiError> Api::check_model(const std::string& name) const {
                   .type = "not_found_error",
                   .param = "model",
                   .code = "model_not_found"};
+}
+
+Parsed<std::vector<TokenId>> Api::tokenize_input(const ServedModel& served, const TokenizeRequest& asked) const {
+  const auto* chat = std::get_if<ChatInput>(&asked.input);
+  return chat != nullptr ? tokenize_chat(served, *chat, options_.now_unix_seconds())
+                         : tokenize_text(served, std::get<std::string>(asked.input), asked.add_special_tokens, "prompt");
 }
 
 void Api::completions(const HttpRequest& request, HttpResponse& response) {
@@ -179,7 +190,7 @@ void Api::answer_whole(Answer* answer, HttpResponse* response) const {
     if (Clock::now() < next_look) continue;
     if (answer->client_gone && answer->client_gone()) {
       generation.cancel();
-      return respond_with_error({.status = kClientClosedRequest, .message = "the client went away"}, response);
+      return respond_with_error(client_closed(), response);
     }
     next_look = Clock::now() + options_.client_poll_period;
   }
@@ -224,10 +235,7 @@ void Api::tokenize(const HttpRequest& request, HttpResponse& response) {
   if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
   const TokenizeRequest& asked = std::get<TokenizeRequest>(parsed);
   if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
-  const auto* chat = std::get_if<ChatInput>(&asked.input);
-  const auto tokens =
-      chat != nullptr ? tokenize_chat(*served, *chat, options_.now_unix_seconds())
-                      : tokenize_text(*served, std::get<std::string>(asked.input), asked.add_special_tokens, "prompt");
+  const auto tokens = tokenize_input(*served, asked);
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   const auto& ids = std::get<std::vector<TokenId>>(tokens);
   JsonWriter json(&response.body);
@@ -255,6 +263,27 @@ void Api::detokenize(const HttpRequest& request, HttpResponse& response) {
   if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
   JsonWriter json(&response.body);
   json.begin_object().key("prompt").string(served->tokenizer.decode(asked.tokens, false)).end_object();
+}
+
+void Api::attention(const HttpRequest& request, HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  if (served->attention == nullptr) {
+    return respond_with_error({.status = 403,
+                               .message = "this server does not show attention: start it with --introspection true",
+                               .type = "permission_error",
+                               .code = "introspection_off"},
+                              &response);
+  }
+  const auto parsed = parse_attention_request(request.body, served->limits, served->attention->config().layers);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
+  const AttentionRequest& asked = std::get<AttentionRequest>(parsed);
+  if (const auto error = check_model(asked.text.model)) return respond_with_error(*error, &response);
+  const auto tokens = tokenize_input(*served, asked.text);
+  if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
+  const std::unique_lock turn(attention_turn_, kAttentionWaitMax);
+  if (!turn.owns_lock()) return respond_with_error(unavailable("another attention is being computed"), &response);
+  answer_attention(*served, std::get<std::vector<TokenId>>(tokens), asked.layer, request.client_gone, &response);
 }
 
 void Api::write_model(const ServedModel& served, const std::string& name, JsonWriter* json) const {
@@ -321,9 +350,10 @@ std::vector<Route> api_routes(ApiOptions options) {
   };
   post("/v1/completions", &Api::completions);
   post("/v1/chat/completions", &Api::chat_completions);
-  // These two generate nothing, but a long text keeps a worker busy, and must not keep one that answers probes.
+  // These generate nothing, but a long text keeps a worker busy, and must not keep one that answers probes.
   post("/tokenize", &Api::tokenize);
   post("/detokenize", &Api::detokenize);
+  post("/v1/attention", &Api::attention);
   get("/v1/models", false, [](Api& a, HttpResponse& response) { a.models(response); });
   for (const std::string& name : api->options().model_names) {
     get("/v1/models/" + name, false, [name](Api& a, HttpResponse& response) { a.model(name, response); });

@@ -167,6 +167,8 @@ void add_http_rows(std::vector<OptionRow>& rows) {
   rows.push_back(number_row("port", "HTTP", "N", 0, 65535, "where to listen; 0: any free port", FIELD(http.port)));
   rows.push_back(text_row("api_keys_file", "HTTP", "FILE", "", "one key per line; without it no key is needed", FIELD(api_keys_file)));
   rows.push_back(bool_row("metrics_public", "HTTP", "/metrics needs no key", FIELD(http.metrics_public)));
+  rows.push_back(bool_row("introspection", "HTTP", "/v1/attention shows what the heads look at; computed beside the engine",
+                          FIELD(introspection)));
   rows.push_back(number_row("streams_max", "HTTP", "N", 1, 4096, "requests that generate at the same time; one more is answered 503",
                             FIELD(http.streams_max)));
   rows.push_back(number_row("reserve_workers", "HTTP", "N", 1, 256, "threads kept for /livez, /metrics and other short answers",

@@ -43,6 +43,7 @@ struct ServeOptions {
   // HTTP; `http` holds the limits of the front, with their defaults
   HttpServerOptions http;
   std::string api_keys_file;     // one key per line; empty: no keys needed
+  bool introspection = false;     // /v1/attention answers: one forward pass on a thread of its own
   double drain_seconds_max = 45;  // after SIGTERM, for what runs
 
   // Logs

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "engine/analysis/attention_patterns.h"
 #include "engine/engine.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -18,6 +19,7 @@ struct ServedModel {
   const ChatTemplate* chat_template = nullptr;  // null: chat requests are refused
   std::string bos_token;                        // as the template prints them; may be empty
   std::string eos_token;
+  const AttentionProbe* attention = nullptr;    // null: /v1/attention is off
   ApiLimits limits;
   GenerationDefaults defaults;
 };

@@ -52,7 +52,7 @@ int64_t attention_dim(const ModelConfig& config) { return int64_t{config.query_h
 
 }  // namespace
 
-Transformer::Transformer(ModelConfig config, std::unique_ptr<ModelWeights> weights, Backend& backend,
+Transformer::Transformer(ModelConfig config, std::shared_ptr<const ModelWeights> weights, Backend& backend,
                          const TransformerOptions& options)
     : config_(std::move(config)),
       weights_(std::move(weights)),

@@ -23,7 +23,7 @@ struct TransformerOptions {
 class Transformer {
  public:
   // Allocates the activations once, for the largest step.
-  Transformer(ModelConfig config, std::unique_ptr<ModelWeights> weights, Backend& backend, const TransformerOptions& options);
+  Transformer(ModelConfig config, std::shared_ptr<const ModelWeights> weights, Backend& backend, const TransformerOptions& options);
   ~Transformer();
 
   const ModelConfig& config() const;
@@ -42,7 +42,7 @@ class Transformer {
  private:
   struct Activations;
   ModelConfig config_;
-  std::unique_ptr<ModelWeights> weights_;
+  std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
   TransformerOptions options_;
   std::unique_ptr<Activations> activations_;

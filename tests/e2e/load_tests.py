@@ -222,5 +222,29 @@ def tests_with_own_server(binary, model):
         finally:
             os.remove(keys)
 
-    checks = [sigterm_lets_what_runs_complete, a_second_signal_ends_at_once, api_keys_are_needed_and_never_shown]
+    def attention_is_read_beside_what_runs():
+        with Server(binary, model, "--kv-memory", "64MiB", "--introspection", "true") as server:
+            ask = {"prompt": " ".join(PROMPTS), "layer": 1}
+            alone = [server.complete(prompt, **LONG)["choices"][0]["text"] for prompt in PROMPTS]
+            status, pattern = server.post("/v1/attention", ask)
+            assert status == 200 and all(abs(sum(row) - 1) < 1e-4 for head in pattern["heads"] for row in head["rows"])
+            answers = {200: 0, 503: 0}
+
+            def run(index):
+                for _ in range(4):
+                    if index < 4:
+                        status, answer = server.post("/v1/attention", ask)
+                        answers[status] += 1
+                        assert status == 503 or answer == pattern, "attention differs from the one read alone"
+                    else:
+                        text = server.complete(PROMPTS[index % 8], **LONG)["choices"][0]["text"]
+                        assert text == alone[index % 8], "an answer differs from the one given alone"
+
+            in_threads(20, run)
+            assert answers[200] > 0
+            assert_all_pages_back(server)
+            return f"{answers[200]} of 16 beside 64 completions, {len(pattern['tokens'])} tokens each"
+
+    checks = [sigterm_lets_what_runs_complete, a_second_signal_ends_at_once, api_keys_are_needed_and_never_shown,
+              attention_is_read_beside_what_runs]
     return [("load: " + check.__name__.replace("_", " "), check) for check in checks]

@@ -37,6 +37,7 @@ struct ApiSetup {
                              .context_tokens_max = 512};
   std::vector<TokenId> eos = {kEos};
   bool has_template = true;
+  const AttentionProbe* attention = nullptr;
   std::chrono::milliseconds ping_after{10'000};
   std::chrono::milliseconds client_poll_period{5};
 };
@@ -108,6 +109,7 @@ class ApiUnderTest {
                     .chat_template = setup.has_template ? &template_ : nullptr,
                     .bos_token = "<|bos|>",
                     .eos_token = "<|eos|>",
+                    .attention = setup.attention,
                     .limits = {.context_tokens_max = context,
                                .vocab_size = kModelVocab,
                                .prompt_bytes_max = prompt_bytes_max(tokenizer_, context)},

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <set>
 
 #include "tests/unit/api_fixture.h"
@@ -333,6 +334,66 @@ TEST(Tokenize, TextAndConversation) {
   EXPECT_EQ(api.post("/detokenize", R"({"tokens":[]})").body, R"({"prompt":""})");
   EXPECT_EQ(api.post("/detokenize", R"({"tokens":[260]})").status, 400);
   EXPECT_EQ(api.post("/detokenize", R"({"tokens":[259]})").status, 200);  // in the model, not in the tokenizer
+}
+
+TEST(Attention, IsOffUnlessAskedFor) {
+  ApiUnderTest api;
+  const Reply reply = api.post("/v1/attention", R"({"prompt":"hi"})");
+  EXPECT_EQ(reply.status, 403);
+  EXPECT_EQ(error_of(reply).at("code"), "introspection_off");
+  EXPECT_THAT(error_of(reply).at("message").get<std::string>(), HasSubstr("--introspection true"));
+}
+
+TEST(Attention, ShowsTheRowsOfEachHead) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  ModelConfig config;
+  config.layers = 2;
+  config.model_dim = 32;
+  config.query_heads = 6;
+  config.kv_heads = 2;
+  config.head_dim = 16;
+  config.ffn_dim = 16;
+  config.vocab_size = kModelVocab;
+  config.context_tokens = 512;
+  config.tied_embeddings = true;
+  config.layer_has_rope = {true, true};
+  config.rope.rotary_dim = 16;
+  const AttentionProbe probe(config, random_weights(config, DType::kF32, 1, *backend),
+                             {.served_context_tokens = 512, .make_backend = [] { return make_cpu_backend({.threads = 1}); }});
+  ApiSetup setup;
+  setup.attention = &probe;
+  ApiUnderTest api(setup);
+  const json body = api.post("/v1/attention", R"({"prompt":"hi \u00e9","layer":1})").json();
+  EXPECT_EQ(body.at("tokens"), json({"<|bos|>", "h", "i", " ", "\uFFFD", "\uFFFD"}));  // half a character is none
+  EXPECT_EQ(body.at("layer"), 1);
+  EXPECT_EQ(body.at("layers"), 2);
+  EXPECT_EQ(body.at("query_heads"), 6);
+  EXPECT_EQ(body.at("kv_heads"), 2);
+  EXPECT_EQ(body.at("group_size"), 3);
+  ASSERT_EQ(body.at("heads").size(), 6u);
+  for (size_t head = 0; head < 6; ++head) {
+    EXPECT_EQ(body["heads"][head].at("query_head"), head);
+    EXPECT_EQ(body["heads"][head].at("kv_head"), head / 3);
+    ASSERT_EQ(body["heads"][head].at("rows").size(), 6u);
+    for (size_t i = 0; i < 6; ++i) {
+      const auto row = body["heads"][head]["rows"][i].get<std::vector<double>>();
+      EXPECT_EQ(row.size(), i + 1);
+      EXPECT_NEAR(std::accumulate(row.begin(), row.end(), 0.0), 1, 1e-5);
+    }
+  }
+  EXPECT_EQ(api.post("/v1/attention", R"({"prompt":"hi"})").json().at("layer"), 1);
+  EXPECT_EQ(api.post("/v1/attention", R"({"messages":[{"role":"u","content":"x"}]})").json().at("tokens").size(), 15u);
+  for (const char* wrong : {R"({"prompt":"hi","layer":2})", R"({"prompt":"hi","layer":-1})", R"({"layer":0})", R"({"prompt":["hi"]})",
+                            R"({"prompt":"","add_special_tokens":false})"}) {
+    EXPECT_EQ(api.post("/v1/attention", wrong).status, 400) << wrong;
+  }
+  EXPECT_EQ(api.post("/v1/attention", R"({"prompt":"hi","model":"other"})").status, 404);
+  EXPECT_EQ(api.post("/v1/attention", R"({"prompt":")" + std::string(255, 'x') + R"("})").status, 200);
+  const Reply long_one = api.post("/v1/attention", R"({"prompt":")" + std::string(256, 'x') + R"("})");
+  EXPECT_EQ(long_one.status, 400);
+  EXPECT_THAT(error_of(long_one).at("message").get<std::string>(), HasSubstr("1 to 256 tokens"));
+  HttpRequest abandoned{.body = R"({"prompt":"hi"})", .client_gone = [] { return true; }};
+  EXPECT_EQ(api.call("POST", "/v1/attention", std::move(abandoned)).status, 499);
 }
 
 TEST(Models, AreListed) {
