@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,14 @@ import traceback
 
 ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 JSON_HEADERS = {"Content-Type": "application/json"}
+
+
+def use_venv(package):
+    """Starts over with the Python of build/venv, which ./dev test makes, if this one lacks the package."""
+    python = os.path.join(ROOT, "build/venv/bin/python")
+    if importlib.util.find_spec(package) is None and os.path.exists(python) and os.environ.get("HEADROOM_E2E_VENV") != "1":
+        os.environ["HEADROOM_E2E_VENV"] = "1"
+        os.execv(python, [python, *sys.argv])
 
 
 class Skipped(Exception):

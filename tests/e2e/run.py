@@ -11,22 +11,11 @@ import argparse
 import os
 import sys
 
-from harness import ROOT, Server, run_tests
+from harness import ROOT, Server, run_tests, use_venv
 
 import api_tests
 import load_tests
 import start_tests
-
-
-def use_venv():
-    """Starts over with the Python that has the client, if this one does not."""
-    try:
-        import openai  # noqa: F401
-    except ImportError:
-        python = os.path.join(ROOT, "build/venv/bin/python")
-        if os.path.exists(python) and os.environ.get("HEADROOM_E2E_VENV") != "1":
-            os.environ["HEADROOM_E2E_VENV"] = "1"
-            os.execv(python, [python, *sys.argv])
 
 
 def main():
@@ -35,7 +24,7 @@ def main():
     parser.add_argument("--model", default=os.path.join(ROOT, "configs/models/demo-gqa"))
     parser.add_argument("--only", default="", help="run the tests whose name holds this text")
     arguments = parser.parse_args()
-    use_venv()
+    use_venv("openai")
     binary = os.path.abspath(arguments.server)
     wanted = lambda tests: [(name, test) for name, test in tests if arguments.only in name]  # noqa: E731
 
