@@ -271,6 +271,7 @@ void Scheduler::match_prefix(Sequence& sequence) {
 // The first time that a request is given room: it leaves the queue, and its other choices come into being.
 void Scheduler::start(Request& request) {
   request.started = true;
+  reserve_room(*request.sequences[0]);
   leave_queue(request);
   for (int32_t choice = 1; choice < request.choices; ++choice) {
     Sequence& sequence = sequences_.create();
@@ -288,8 +289,22 @@ void Scheduler::start(Request& request) {
   prefix_hit_tokens_total_ += request.usage.cached_prompt_tokens;
 }
 
+// Its vectors never grow, which would copy a long sequence in the middle of a step. Memory that is not written to yet
+// costs addresses alone.
+void Scheduler::reserve_room(Sequence& sequence) const {
+  sequence.tokens.reserve(static_cast<size_t>(sequence.tokens_max));
+  sequence.pages.reserve(static_cast<size_t>(ceil_div(sequence.tokens_max, options_.page_tokens)));
+}
+
+// In the pages that it holds alone: most often so, and cheap to see.
+bool Scheduler::has_room(const Sequence& sequence, int32_t tokens) const {
+  const auto room = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens;
+  return !sequence.forked && sequence.computed + tokens <= room;
+}
+
 // A partial page that others hold too is never written to, but copied first.
 int64_t Scheduler::pages_lacking(const Sequence& sequence, int32_t tokens) const {
+  if (has_room(sequence, tokens)) return 0;
   const int32_t page_tokens = options_.page_tokens;
   const int64_t lacking =
       ceil_div(sequence.computed + tokens, page_tokens) - static_cast<int64_t>(sequence.pages.size());
@@ -300,6 +315,7 @@ int64_t Scheduler::pages_lacking(const Sequence& sequence, int32_t tokens) const
 
 // REQUIRES that they are available.
 void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
+  if (has_room(sequence, tokens)) return;
   const size_t taken_before = plan_.taken.size() + plan_.copies.size();
   const int32_t page_tokens = options_.page_tokens;
   const int32_t partial_tokens = sequence.computed % page_tokens;
@@ -442,8 +458,10 @@ void Scheduler::drop_below_window(Sequence& sequence) {
 void Scheduler::fork(Sequence& leader) {
   Request& request = *leader.request;
   leader.slots = 1;  // those that it kept for the others are theirs now
+  leader.forked = true;
   for (int32_t choice = 1; choice < request.choices; ++choice) {
     Sequence& sequence = *request.sequences[static_cast<size_t>(choice)];
+    reserve_room(sequence);
     sequence.tokens = leader.tokens;
     sequence.computed = leader.computed;
     sequence.computed_max = leader.computed_max;
@@ -451,6 +469,7 @@ void Scheduler::fork(Sequence& leader) {
     sequence.dropped_pages = leader.dropped_pages;
     sequence.published_pages = leader.published_pages;
     sequence.chain = leader.chain;
+    sequence.forked = true;
     sequence.state = SequenceState::running;
     for (const PageId page : leader.pages) {
       if (page != kNoPage) allocator_.add_reference(page);

@@ -101,7 +101,7 @@ struct SampledToken {
 
 struct SchedulerStats {
   int64_t running_sequences = 0;
-  int64_t running_requests = 0;    // with a running sequence
+  int64_t running_requests = 0;   // with a running sequence
   int64_t waiting_sequences = 0;  // for room: never yet running, or preempted
   int64_t queue_requests = 0;     // never yet running
   int64_t queue_tokens = 0;       // of their prompts
@@ -176,6 +176,8 @@ class Scheduler {
   int32_t try_admit(Sequence& sequence, int32_t budget);
   void match_prefix(Sequence& sequence);
   void start(Request& request);
+  void reserve_room(Sequence& sequence) const;
+  bool has_room(const Sequence& sequence, int32_t tokens) const;
   int64_t pages_lacking(const Sequence& sequence, int32_t tokens) const;
   void take_pages(Sequence& sequence, int32_t tokens);
   void preempt_youngest();

@@ -52,12 +52,12 @@ int32_t place_of(SequenceId id) { return static_cast<int32_t>(static_cast<int64_
 
 Sequence& SequencePool::create() {
   if (free_.empty()) {
-    const auto place = static_cast<int32_t>(sequences_.size());
-    CHECK_LT(place, kPlaces);
-    sequences_.emplace_back().id = SequenceId{place};
-    free_.push_back(place);
+    CHECK_LT(places_, kPlaces);
+    if (places_ % kChunkPlaces == 0) chunks_.push_back(std::make_unique<Sequence[]>(kChunkPlaces));
+    at_place(places_).id = SequenceId{places_};
+    free_.push_back(places_++);
   }
-  Sequence& sequence = sequences_[static_cast<size_t>(free_.back())];
+  Sequence& sequence = at_place(free_.back());
   free_.pop_back();
   return sequence;
 }
@@ -80,8 +80,8 @@ void SequencePool::destroy(Sequence& sequence) {
 
 Sequence& SequencePool::at(SequenceId id) {
   const int32_t place = place_of(id);
-  CHECK(place >= 0 && static_cast<size_t>(place) < sequences_.size()) << "sequence " << static_cast<int64_t>(id);
-  Sequence& sequence = sequences_[static_cast<size_t>(place)];
+  CHECK(place >= 0 && place < places_) << "sequence " << static_cast<int64_t>(id);
+  Sequence& sequence = at_place(place);
   CHECK(sequence.id == id) << "sequence " << static_cast<int64_t>(id) << " has ended";
   return sequence;
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -80,6 +80,7 @@ struct Sequence {
   int32_t dropped_pages = 0;  // the first pages of the table, given back because they are below the window
   int32_t published_pages = 0;  // the first pages of the table, which were offered to the prefix cache
   SequenceState state = SequenceState::ended;
+  bool forked = false;  // other choices of its request may hold its last page too while that is partial
   Request* request = nullptr;
   PrefixCache::ChainEnd chain;  // behind the published pages
   int64_t pages_wanted = 0;     // what it lacked when it was last refused room, 0: never refused
@@ -116,10 +117,15 @@ class SequencePool {
   Sequence& at(SequenceId id);
   const Sequence& at(SequenceId id) const { return const_cast<SequencePool*>(this)->at(id); }
 
-  int64_t size() const { return static_cast<int64_t>(sequences_.size() - free_.size()); }
+  int64_t size() const { return places_ - static_cast<int64_t>(free_.size()); }
 
  private:
-  std::deque<Sequence> sequences_;  // by the low bits of the id
+  // Sequences stay where they are; a step walks the running ones, so they lie close together.
+  static constexpr int32_t kChunkPlaces = 256;
+  Sequence& at_place(int32_t place) { return chunks_[static_cast<size_t>(place / kChunkPlaces)][place % kChunkPlaces]; }
+
+  std::vector<std::unique_ptr<Sequence[]>> chunks_;  // by the low bits of the id
+  int32_t places_ = 0;
   std::vector<int32_t> free_;
 };
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/ids.h"
+#include "engine/kv/huge_page_allocator.h"
 
 namespace headroom {
 
@@ -88,7 +89,7 @@ class PageAllocator {
   void append_cached(int32_t page);  // as the most recently released
   void unlink_cached(int32_t page);
 
-  std::vector<Record> records_;
+  std::vector<Record, HugePageAllocator<Record>> records_;
   int32_t free_first_ = kEnd;     // a stack: a page just freed is still warm
   int32_t cached_oldest_ = kEnd;  // evicted first
   int32_t cached_newest_ = kEnd;

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "engine/ids.h"
+#include "engine/kv/huge_page_allocator.h"
 #include "engine/kv/page_allocator.h"
 #include "engine/kv/siphash.h"
 #include "engine/tokenizer/token_id.h"
@@ -87,9 +88,9 @@ class PrefixCache final : public PageAllocator::EvictionListener {
   PageAllocator& allocator_;
   const int32_t page_tokens_;
   const HashKey key_;
-  std::vector<Entry> entries_;         // by page
-  std::vector<int32_t> buckets_;       // first page of each, -1: none
-  std::unique_ptr<TokenId[]> tokens_;  // [pages, page_tokens], written as pages are published
+  std::vector<Entry, HugePageAllocator<Entry>> entries_;      // by page
+  std::vector<int32_t, HugePageAllocator<int32_t>> buckets_;  // first page of each, -1: none
+  std::unique_ptr<TokenId[]> tokens_;                         // [pages, page_tokens], written as pages are published
   int64_t serials_ = 0;
   int64_t published_ = 0;
 };
