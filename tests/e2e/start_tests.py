@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 
-from harness import ROOT, Server
+from harness import ROOT, Server, in_threads
 
 
 def tests(binary, model):
@@ -95,6 +95,24 @@ def tests(binary, model):
                 for line in server.log().splitlines():
                     assert set(json.loads(line)) == {"time", "level", "message"}, line
 
+    def health_says_whether_a_server_is_ready():
+        ask = lambda *options: subprocess.run([binary, "health", *options], capture_output=True, text=True, timeout=30)  # noqa: E731
+        with Server(binary, model, "--kv-memory", "16MiB") as server:
+            assert ask("--port", str(server.port)).returncode == 0
+        gone = ask("--port", str(server.port))
+        assert gone.returncode == 1 and f"no server at 127.0.0.1:{server.port}" in gone.stderr, gone
+        assert ask("--port", "0").returncode not in (0, 1) and ask("--host", "no such host").returncode == 1
+        for answer in (b"HTTP/1.1 503 Service Unavailable\r\n\r\nloading", b"", b"nonsense"):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                said = in_threads(2, lambda index: ask("--port", str(listener.getsockname()[1])) if index else answer_once(listener, answer))[1]
+                assert said.returncode == 1 and ("loading" if answer.startswith(b"HTTP") else "no answer from") in said.stderr, said
+
+    def answer_once(listener, answer):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
     checks = [bad_starts_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
-              the_start_shows_the_pool, the_same_by_a_file_and_json_logs]
+              the_start_shows_the_pool, health_says_whether_a_server_is_ready, the_same_by_a_file_and_json_logs]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]
