@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from harness import ROOT, Server, Skipped, run_tests, use_venv
+from harness import ROOT, Server, Skipped, free_port, run_tests, use_venv
 
 DOCKER = os.path.join(ROOT, "docker")
 DASHBOARD = os.path.join(DOCKER, "grafana/dashboards/headroom.json")
@@ -128,12 +127,6 @@ def unknown_names(expressions, exported):
 
 
 # ---- the real thing ----
-
-def free_port():
-    with contextlib.closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
 
 class Prometheus:
     """The repository's configuration, with the targets and intervals of this test."""

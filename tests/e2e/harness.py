@@ -127,6 +127,12 @@ def open_socket(port):
     return connection
 
 
+def free_port():
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def in_threads(count, run):
     """Calls run(i) for i in range(count), each on a thread of its own; the first exception is raised here."""
     errors, results = [], [None] * count
