@@ -66,7 +66,7 @@ int usable_physical_cores() {
   return std::max(cores, 1);
 }
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
+ThreadPool::ThreadPool(int threads) : threads_(threads), claims_(static_cast<size_t>(std::max(threads, 1))) {
   CHECK_GE(threads, 1);
   try {
     for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { work(worker); });
@@ -101,9 +101,14 @@ void ThreadPool::call_contained(Task task, int worker) {
 void ThreadPool::run_task(Task task) {
   task_ = task;
   unfinished_.store(threads_ - 1, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
+  const uint32_t generation = generation_.fetch_add(1, std::memory_order_release) + 1;
   generation_.notify_all();
   call_contained(task, 0);
+  for (int worker = 1; worker < threads_; ++worker) {
+    if (!claim(worker, generation)) continue;
+    call_contained(task, worker);
+    unfinished_.fetch_sub(1, std::memory_order_relaxed);
+  }
   // The others finish at about the same time; yield where the machine is so busy that one of them lost its core.
   for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins < kSpinsBeforeYield) {
@@ -113,6 +118,14 @@ void ThreadPool::run_task(Task task) {
     }
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+// Whether the part is the caller's to do. A task ends when all of its parts are claimed and done, so the one before has
+// been claimed, and one that is claimed in time is not over.
+bool ThreadPool::claim(int worker, uint32_t generation) {
+  uint32_t before = generation - 1;
+  return claims_[static_cast<size_t>(worker)].generation.compare_exchange_strong(before, generation,
+                                                                                 std::memory_order_acq_rel);
 }
 
 void ThreadPool::work(int worker) {
@@ -126,8 +139,9 @@ void ThreadPool::work(int worker) {
         generation_.wait(seen, std::memory_order_acquire);
       }
     }
-    ++seen;
+    seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!claim(worker, seen)) continue;  // too late: the caller has it, or has even ended the task
     call_contained(task_, worker);
     unfinished_.fetch_sub(1, std::memory_order_release);
   }

@@ -1,9 +1,11 @@
 // A fixed set of threads that run one task together, built for tasks of microseconds.
 //
-// Threads: run() belongs to the thread that made the pool; it takes part as worker 0 and returns when all workers are
+// Threads: run() belongs to the thread that made the pool; it takes part as worker 0 and returns when all parts are
 // done.
 //   Between tasks the workers spin for a short while, so that the next op of a step starts within a microsecond, then
 //   sleep.
+//   Each part of a task has its worker, but the caller, once its own is done, takes those that nobody has begun: on a
+//   busy machine a worker without a core then costs nothing but its help.
 // The pool decides who computes a row, never how: no result may depend on the worker or on their number.
 #pragma once
 
@@ -31,8 +33,8 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(worker) on every worker, worker in [0, threads()). Tasks do not nest. What a body throws is thrown here,
-  // once all workers are done.
+  // Calls body(worker) once for every worker in [0, threads()), on that worker or on the caller. Tasks do not nest.
+  // What a body throws is thrown here, once all parts are done.
   template <class Body>
   void run(const Body& body) {
     if (threads_ == 1) return body(0);
@@ -60,15 +62,20 @@ class ThreadPool {
     void (*call)(const void* context, int worker) = nullptr;
     const void* context = nullptr;
   };
+  struct alignas(64) Claim {
+    std::atomic<uint32_t> generation{0};  // of the last task whose part for this worker was begun
+  };
   void run_task(Task task);
   void work(int worker);
+  bool claim(int worker, uint32_t generation);
   void call_contained(Task task, int worker);
   void stop();
 
   const int threads_;
   Task task_;                                        // written before generation_ advances
   alignas(64) std::atomic<uint32_t> generation_{0};  // advances with every task
-  alignas(64) std::atomic<int> unfinished_{0};       // workers still in the current task, without the caller
+  alignas(64) std::atomic<int> unfinished_{0};       // parts of the current task, without the caller's own
+  std::vector<Claim> claims_;                        // by worker
   std::atomic<bool> stopping_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;  // the first that a body threw

@@ -1,13 +1,20 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace headroom {
 namespace {
@@ -50,6 +57,43 @@ TEST(ThreadPool, PassesAnExceptionOnAndGoesOn) {
   }
 }
 
+// Stands for the system taking a worker's core away: the thread that gets the signal does nothing else until it is let
+// go.
+std::atomic<bool> hold{false}, held{false};
+void hold_thread(int) {
+  held = true;
+  while (hold) {
+    const timespec millisecond{0, 1000000};
+    nanosleep(&millisecond, nullptr);
+  }
+}
+
+TEST(ThreadPool, CallerDoesThePartsOfAWorkerWithoutACore) {
+  ThreadPool pool(3);
+  pthread_t threads[3] = {};
+  while (threads[2] == pthread_t{} || threads[2] == pthread_self()) {  // until the worker came in time for its part
+    pool.run([&](int worker) { threads[worker] = pthread_self(); });
+  }
+  hold = true;
+  std::signal(SIGUSR1, hold_thread);
+  ASSERT_EQ(pthread_kill(threads[2], SIGUSR1), 0);
+  while (!held) std::this_thread::yield();
+  std::vector<int> calls(3), by_caller(3);
+  for (int task = 0; task < 1000; ++task) {
+    pool.run([&, caller = pthread_self()](int worker) {
+      ++calls[static_cast<size_t>(worker)];
+      by_caller[static_cast<size_t>(worker)] += pthread_self() == caller ? 1 : 0;
+    });
+  }
+  EXPECT_EQ(calls, std::vector<int>(3, 1000));
+  EXPECT_EQ(by_caller[2], 1000);
+  hold = false;
+  std::atomic<int> after{0};
+  for (int task = 0; task < 1000; ++task)
+    pool.run([&](int) { ++after; });  // back among the others, out of step by 1,000
+  EXPECT_EQ(after, 3000);
+}
+
 TEST(ThreadPool, SleepsWhenIdleAndWakes) {
   ThreadPool pool(2);
   pool.run([](int) {});
@@ -83,7 +127,8 @@ TEST(ThreadPool, SleepsWhenIdleAndWakes) {
 
 TEST(ThreadPoolDeathTest, SaysWhenTheSystemRefusesAThread) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "SKIPPED: a sanitizer's shadow memory needs more address space than the limit that provokes the error";
+  GTEST_SKIP()
+      << "SKIPPED: a sanitizer's shadow memory needs more address space than the limit that provokes the error";
 #endif
   EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(3),
               "cannot start 64 compute threads, the system allowed [0-9]+");
