@@ -1,7 +1,6 @@
 #include "engine/analysis/flops.h"
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
 #include "engine/analysis/measured_step.h"
@@ -28,10 +27,10 @@ void MeteredBackend::Reading::add(const Reading& other) {
 
 double MeteredBackend::timed(const std::function<void()>& op) {
   inner_.synchronize();
-  const auto start = std::chrono::steady_clock::now();
+  stopwatch_.start();
   op();
   inner_.synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stopwatch_.seconds();
 }
 
 void MeteredBackend::gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) {
@@ -85,8 +84,7 @@ FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& mak
     run.output_seconds = output.seconds;
     if (i > 0) runs.push_back(run);  // the first one warms up
   }
-  std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.step_seconds < b.step_seconds; });
-  return runs[runs.size() / 2];
+  return *std::ranges::min_element(runs, {}, &FlopMeasurement::step_seconds);
 }
 
 }  // namespace headroom

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "engine/analysis/forwarding_backend.h"
+#include "engine/analysis/stopwatch.h"
 #include "engine/analysis/variants.h"
 
 namespace headroom {
@@ -27,7 +28,8 @@ struct FlopCount {
 //   output       2 · D · V
 FlopCount closed_form_flops(const ModelConfig& config, int32_t first_position, int32_t rows);
 
-// Counts and times what passes through, by weight, and attention apart. Waits for the device around each op.
+// Counts and times what passes through, by weight, and attention apart. Waits for the device around each op. Engine thread, or whoever
+// runs the model: the one that made it.
 class MeteredBackend : public ForwardingBackend {
  public:
   struct Reading {
@@ -46,6 +48,7 @@ class MeteredBackend : public ForwardingBackend {
 
  private:
   double timed(const std::function<void()>& op);
+  Stopwatch stopwatch_;
   std::map<const Weight*, Reading> gemms_;
   Reading attention_;
 };
@@ -58,7 +61,7 @@ struct FlopMeasurement {
   double step_seconds = 0;  // the whole pass, with all that is not counted
 };
 
-// One prompt of `tokens` tokens in one step, `repetitions` times after one that warms up; the run of median duration.
+// One prompt of `tokens` tokens in one step, `repetitions` times after one that warms up; the fastest of them.
 FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype, int32_t tokens,
                               int32_t repetitions);
 

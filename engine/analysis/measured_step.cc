@@ -1,6 +1,5 @@
 #include "engine/analysis/measured_step.h"
 
-#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -41,7 +40,7 @@ double MeasuredStep::run(int32_t first_position, int32_t rows) {
   }
   const int32_t first_rows[] = {0, rows}, table_begin[] = {0, static_cast<int32_t>(page_table_.size())}, last[] = {rows - 1};
   backend_.synchronize();
-  const auto start = std::chrono::steady_clock::now();
+  stopwatch_.start();
   transformer_.forward({.rows = rows,
                         .tokens = tokens,
                         .positions = positions,
@@ -51,7 +50,7 @@ double MeasuredStep::run(int32_t first_position, int32_t rows) {
                        cache_.layers());
   transformer_.logits(last);
   backend_.synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stopwatch_.seconds();
 }
 
 }  // namespace headroom

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/analysis/stopwatch.h"
 #include "engine/analysis/variants.h"
 #include "engine/kv/kv_cache.h"
 #include "engine/model/transformer.h"
@@ -18,13 +19,13 @@ class MeasuredStep {
 
   // Runs `rows` rows from `first_position` on, and the logits of the last. Returns the seconds.
   double run(int32_t first_position, int32_t rows);
-  const KvCache& cache() const { return cache_; }
 
  private:
   static constexpr int32_t kPageTokens = 32;
   void fill(DType kv_dtype);
 
   Backend& backend_;
+  Stopwatch stopwatch_;
   const int32_t vocab_size_;
   KvCache cache_;
   Transformer transformer_;

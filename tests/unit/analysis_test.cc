@@ -1,6 +1,7 @@
 // The six analyses against the table of the design ("GQA, shown"), formulas written out here, and finite differences.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 
 #include "engine/analysis/flops.h"
@@ -8,6 +9,7 @@
 #include "engine/analysis/memory.h"
 #include "engine/analysis/parameters.h"
 #include "engine/analysis/scaling.h"
+#include "engine/analysis/stopwatch.h"
 
 namespace headroom {
 namespace {
@@ -168,7 +170,27 @@ TEST(Scaling, ReadsTheBytesOfTheContext) {
   EXPECT_EQ(points[0].kv_bytes, 64 * 768);
   EXPECT_EQ(points[1].kv_bytes, 4096 * 768);
   EXPECT_GT(points[1].attention_seconds, points[0].attention_seconds);
-  for (const DecodePoint& point : points) EXPECT_LT(point.attention_seconds, point.step_seconds);
+  EXPECT_GT(points[1].step_seconds, points[0].step_seconds);
+}
+
+// Never more than the clock on the wall, never less than the processor's.
+TEST(Stopwatch, LeavesOutTheTimeWithoutAProcessor) {
+  using Clock = std::chrono::steady_clock;
+  const auto processor_seconds = [] {
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+  };
+  for (int i = 0; i < 50; ++i) {
+    const auto wall_start = Clock::now();
+    Stopwatch stopwatch;
+    const double processor_start = processor_seconds();
+    while (processor_seconds() - processor_start < 1e-3) {
+    }
+    const double worked = processor_seconds() - processor_start, seconds = stopwatch.seconds();
+    EXPECT_GE(seconds, worked * 0.99);
+    EXPECT_LE(seconds, std::chrono::duration<double>(Clock::now() - wall_start).count());
+  }
 }
 
 }  // namespace
