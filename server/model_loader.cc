@@ -26,8 +26,8 @@ constexpr int32_t kLogitsRowsMax = 64;    // rows of logits at once; more sequen
 int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, int64_t available_bytes) {
   if (!options.kv_memory) {
     const auto share = static_cast<int64_t>(static_cast<double>(available_bytes) * kDefaultShare);
-    const int64_t pages = pages_for_tokens(context_tokens, shape.page_tokens) * options.running_sequences_max;
-    return pages > share / shape.page_bytes() ? share : pages * shape.page_bytes();  // the product could overflow
+    const int64_t one = shape.request_bytes(context_tokens);
+    return one > share / options.running_sequences_max ? share : one * options.running_sequences_max;  // the product could overflow
   }
   if (options.kv_memory->share > 0) return static_cast<int64_t>(static_cast<double>(available_bytes) * options.kv_memory->share);
   if (options.kv_memory->bytes > available_bytes) {
@@ -128,7 +128,7 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
 
 KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t available_bytes) {
   KvPlan plan;
-  plan.shape = kv_shape(config, options.kv.value_or(config.dtype), options.page_tokens);
+  plan.shape = kv_shape(config, options.kv.value_or(config.dtype), options.page_tokens, options.step_tokens_max);
   if (options.context_tokens > config.context_tokens) {
     throw std::runtime_error("--context-tokens " + std::to_string(options.context_tokens) + " is more than the model's " +
                              std::to_string(config.context_tokens));
@@ -138,16 +138,17 @@ KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t a
   const int64_t budget = pool_budget(plan.shape, options, context, available_bytes);
   plan.capacity = plan_capacity(plan.shape, budget, context);
   // A context that was asked for must fit; otherwise it shrinks to the pool, down to one page.
-  const int64_t needed_tokens = options.context_tokens > 0 ? context : plan.shape.page_tokens;
-  if (plan.capacity.tokens < needed_tokens) {
-    const int64_t needed_bytes = pages_for_tokens(needed_tokens, plan.shape.page_tokens) * plan.shape.page_bytes();
-    std::string line = "the KV pool of " + format_bytes(budget) + " holds " + std::to_string(plan.capacity.tokens) +
+  const int64_t needed_tokens = options.context_tokens > 0 ? context : std::min<int64_t>(context, plan.shape.page_tokens);
+  const int64_t longest = plan.capacity.longest_request_tokens;
+  if (longest < needed_tokens) {
+    const int64_t needed_bytes = plan.shape.request_bytes(needed_tokens);
+    std::string line = "the KV pool of " + format_bytes(budget) + " holds " + std::to_string(longest) +
                        " tokens, but one request of " + std::to_string(needed_tokens) + " tokens needs " + format_bytes(needed_bytes) +
                        ": set --kv-memory to at least " + std::to_string(needed_bytes);
-    if (plan.capacity.tokens > 0) line += ", or --context-tokens to at most " + std::to_string(plan.capacity.tokens);
+    if (longest > 0) line += ", or --context-tokens to at most " + std::to_string(longest);
     throw std::runtime_error(line);
   }
-  plan.context_tokens = static_cast<int32_t>(plan.capacity.longest_request_tokens);
+  plan.context_tokens = static_cast<int32_t>(longest);
   return plan;
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/model/capacity.h"
 #include "kernels/dtype.h"
 #include "server/http_server.h"
 
@@ -35,7 +36,7 @@ struct ServeOptions {
   bool prefix_cache = true;               // prompts reuse the pages of earlier ones with the same beginning
 
   // Scheduling
-  int32_t step_tokens_max = 512;        // tokens of one step: more is faster, fewer makes others wait less
+  int32_t step_tokens_max = kStepTokensDefault;  // tokens of one step: more is faster, fewer makes others wait less
   int32_t running_sequences_max = 256;  // sequences that run at the same time
   int32_t queue_requests_max = 1024;    // requests that wait; one more is answered 429
   double stalled_seconds_max = 10;      // of work without progress, then /readyz says 503

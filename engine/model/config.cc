@@ -38,40 +38,62 @@ struct Family {
   bool fused_weights = false;
   bool partial_rotary = false;
   bool nope_layers = false;
+  bool window_switch = false;   // a sliding window is in use only where use_sliding_window says so
+  int32_t window_pattern = 0;   // every so many layers one sees everything, where layer_types does not say
+  int32_t layer_norms = 2;
+  const char* activation = "silu";
+  bool plan_only = false;       // its shape is known; it is not served
 };
 
 constexpr Family kFamilies[] = {
     {.architecture = "LlamaForCausalLM", .model_type = "llama", .reads_attention_bias = true, .reads_mlp_bias = true},
     {.architecture = "MistralForCausalLM", .model_type = "mistral"},
-    {.architecture = "Qwen2ForCausalLM", .model_type = "qwen2", .qkv_bias = true},
+    {.architecture = "Qwen2ForCausalLM", .model_type = "qwen2", .qkv_bias = true, .window_switch = true},
     {.architecture = "Qwen3ForCausalLM",
      .model_type = "qwen3",
      .head_dim = 128,
      .qk_norm = true,
-     .reads_attention_bias = true},
+     .reads_attention_bias = true,
+     .window_switch = true},
     {.architecture = "SmolLM3ForCausalLM",
      .model_type = "smollm3",
      .rope_theta = 2e6,
      .tied_embeddings = true,
      .reads_attention_bias = true,
      .reads_mlp_bias = true,
-     .nope_layers = true},
+     .nope_layers = true,
+     .window_switch = true},
     {.architecture = "Phi3ForCausalLM",
      .model_type = "phi3",
      .norm_eps = 1e-5f,
      .fused_weights = true,
      .partial_rotary = true},
+    {.architecture = "Gemma3ForCausalLM",
+     .model_type = "gemma3_text",
+     .tied_embeddings = true,
+     .head_dim = 256,
+     .qk_norm = true,
+     .reads_attention_bias = true,
+     .window_pattern = 6,
+     .layer_norms = 4,
+     .activation = "gelu_pytorch_tanh",
+     .plan_only = true},
 };
 
-const Family& find_family(const ConfigFields& fields) {
+// What a config is read for: planning takes shapes that cannot be served.
+enum class Purpose : uint8_t { kServe, kPlan };
+
+const Family& find_family(const ConfigFields& fields, Purpose purpose) {
   const auto architectures = fields.strings("architectures", 8);
   if (!architectures || architectures->size() != 1) fields.fail("architectures must name one architecture");
   const std::string& name = architectures->front();
   const auto* family = std::ranges::find(kFamilies, std::string_view(name), &Family::architecture);
-  if (family == std::end(kFamilies)) {
+  const auto is_taken = [purpose](const Family& known) { return purpose == Purpose::kPlan || !known.plan_only; };
+  if (family == std::end(kFamilies) || !is_taken(*family)) {
     std::string supported;
-    for (const Family& known : kFamilies)
-      supported += (supported.empty() ? "" : ", ") + std::string(known.architecture);
+    for (const Family& known : kFamilies) {
+      if (is_taken(known)) supported += (supported.empty() ? "" : ", ") + std::string(known.architecture);
+    }
     fields.fail("architecture " + printable(name) + " is not supported; supported: " + supported);
   }
   const std::string model_type = fields.string("model_type").value_or(family->model_type);
@@ -90,9 +112,11 @@ void refuse_unsupported(const ConfigFields& fields, const Family& family) {
                 ") is not supported; use the fp32, fp16 or bf16 checkpoint");
   }
   for (const char* key : {"hidden_act", "hidden_activation"}) {
-    const std::string activation = fields.string(key).value_or("silu");
-    if (activation != "silu" && activation != "swish") {
-      fields.fail(std::string(key) + " " + printable(activation) + " is not supported; supported: silu");
+    std::string activation = fields.string(key).value_or(family.activation);
+    if (activation == "swish") activation = "silu";
+    if (activation != family.activation) {
+      fields.fail(std::string(key) + " " + printable(activation) + " is not supported; supported: " +
+                  family.activation);
     }
   }
   const auto refuse_flag = [&](const char* key, bool is_supported) {
@@ -144,6 +168,7 @@ void read_shape(const ConfigFields& fields, const Family& family, ModelConfig& c
   config.norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1.0).value_or(family.norm_eps));
   config.tied_embeddings = fields.boolean("tie_word_embeddings").value_or(family.tied_embeddings);
   config.qk_norm = family.qk_norm;
+  config.layer_norms = family.layer_norms;
   config.fused_weights = family.fused_weights;
   const bool attention_bias = family.reads_attention_bias && fields.boolean("attention_bias").value_or(false);
   config.qkv_bias = family.qkv_bias || attention_bias;
@@ -179,6 +204,14 @@ std::vector<bool> read_sliding_layers(const ConfigFields& fields, const Family& 
     return sliding;
   }
   if (!has_window) return std::vector<bool>(layers, false);
+  if (family.window_pattern > 0) {
+    const int64_t pattern =
+        fields.integer("sliding_window_pattern", 1, kLayersMax)
+            .value_or(fields.integer("_sliding_window_pattern", 1, kLayersMax).value_or(family.window_pattern));
+    std::vector<bool> sliding(layers);
+    for (size_t i = 0; i < layers; ++i) sliding[i] = (static_cast<int64_t>(i) + 1) % pattern != 0;
+    return sliding;
+  }
   if (family.qk_norm || family.qkv_bias) {  // Qwen: the first max_window_layers see everything
     const int64_t full_layers = fields.integer("max_window_layers", 0, INT32_MAX).value_or(28);
     std::vector<bool> sliding(layers);
@@ -193,30 +226,31 @@ std::vector<bool> read_sliding_layers(const ConfigFields& fields, const Family& 
   return std::vector<bool>(layers, true);
 }
 
-// 0: none. One window for all layers or none: where the layers differ, the model is refused.
-int32_t read_window(const ConfigFields& fields, const Family& family, const ModelConfig& config) {
-  constexpr int64_t kMistralWindowDefault = 4096;
+// One window for all layers or none: where the layers differ, a model can be planned, and is not served.
+void read_window(const ConfigFields& fields, const Family& family, Purpose purpose, ModelConfig& config) {
+  constexpr int64_t kWindowDefault = 4096;  // of Mistral and Gemma 3
   const bool is_mistral = std::string_view(family.architecture) == "MistralForCausalLM";
   const bool is_llama = std::string_view(family.architecture) == "LlamaForCausalLM";
   int64_t window = fields.integer("sliding_window", 1, INT32_MAX).value_or(0);  // 0: none
   if (is_llama) window = 0;  // the reference has no window here and ignores the key
-  if (is_mistral && !fields.json().contains("sliding_window")) window = kMistralWindowDefault;
-  const bool has_switch = family.qk_norm || family.qkv_bias || family.nope_layers;
-  if (has_switch && !fields.boolean("use_sliding_window").value_or(false)) window = 0;
+  const bool has_default = is_mistral || family.window_pattern > 0;
+  if (has_default && !fields.json().contains("sliding_window")) window = kWindowDefault;
+  if (family.window_switch && !fields.boolean("use_sliding_window").value_or(false)) window = 0;
 
   const std::vector<bool> sliding = read_sliding_layers(fields, family, config, window > 0);
   const auto sliding_layers = std::ranges::count(sliding, true);
   if (sliding_layers == 0) {
-    if (window > 0 && !has_switch) fields.fail("sliding_window is set, but layer_types has no sliding layer");
-    return 0;
+    if (window > 0 && !family.window_switch) fields.fail("sliding_window is set, but layer_types has no sliding layer");
+    return;
   }
   if (window == 0) fields.fail("layer_types has sliding layers, but no sliding_window is in use");
-  if (sliding_layers != config.layers) {
+  if (window >= config.context_tokens) return;  // a window that reaches over the whole context hides nothing
+  if (sliding_layers != config.layers && purpose == Purpose::kServe) {
     fields.fail("a sliding window on " + std::to_string(sliding_layers) + " of " + std::to_string(config.layers) +
                 " layers is not supported; supported: on all or none");
   }
-  // A window that reaches over the whole context hides nothing.
-  return window >= config.context_tokens ? 0 : static_cast<int32_t>(window);
+  config.window_tokens = static_cast<int32_t>(window);
+  config.window_layers = static_cast<int32_t>(sliding_layers);
 }
 
 RopeType read_rope_type(const ConfigFields& rope, const Family& family) {
@@ -338,19 +372,35 @@ void read_special_tokens(const ConfigFields& fields, ModelConfig& config) {
   if (const auto bos = fields.integer("bos_token_id", 0, id_max)) config.bos_token_id = static_cast<int32_t>(*bos);
 }
 
+// The language model inside of a multimodal Gemma 3, whose configs leave out what is as in the reference's class.
+nlohmann::json text_model(nlohmann::json root, const std::string& source) {
+  if (root.value("architectures", nlohmann::json()) != nlohmann::json::array({"Gemma3ForConditionalGeneration"})) return root;
+  const nlohmann::json& inner = root["text_config"];
+  if (!inner.is_object()) throw std::runtime_error(source + ": text_config must be an object");
+  nlohmann::json text = {{"num_attention_heads", 8}, {"num_key_value_heads", 4},         {"head_dim", 256},
+                         {"vocab_size", 262'208},    {"max_position_embeddings", 131'072}, {"hidden_size", 2304},
+                         {"intermediate_size", 9216}, {"num_hidden_layers", 26}};
+  if (root.contains("torch_dtype")) text["torch_dtype"] = root["torch_dtype"];
+  text.update(inner);
+  text["architectures"] = nlohmann::json::array({"Gemma3ForCausalLM"});
+  return text;
+}
+
 ModelConfig parse_config(std::string_view config_json, const std::string& source, std::string_view generation_json,
-                         const std::string& generation_source) {
-  const nlohmann::json root = parse_config_object(config_json, source);
+                         const std::string& generation_source, Purpose purpose = Purpose::kServe) {
+  nlohmann::json root = parse_config_object(config_json, source);
+  if (purpose == Purpose::kPlan) root = text_model(std::move(root), source);
   const ConfigFields fields(root, source);
-  const Family& family = find_family(fields);
+  const Family& family = find_family(fields, purpose);
   refuse_unsupported(fields, family);
   ModelConfig config;
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   read_shape(fields, family, config);
   config.layer_has_rope = read_layer_has_rope(fields, family, config.layers);
-  config.window_tokens = read_window(fields, family, config);
-  config.rope = read_rope(fields, family, config);
+  read_window(fields, family, purpose, config);
+  if (!family.plan_only) config.rope = read_rope(fields, family, config);
+  config.is_served = !family.plan_only && (config.window_layers == 0 || config.window_layers == config.layers);
   config.dtype = read_dtype(fields);
   read_special_tokens(fields, config);
   if (!generation_json.empty()) {
@@ -376,6 +426,15 @@ std::string read_text(const std::filesystem::path& path) {
 
 }  // namespace
 
+ModelConfig ModelConfig::shape(const std::filesystem::path& path) {
+  const std::filesystem::path file = std::filesystem::is_directory(path) ? path / "config.json" : path;
+  return shape_from_json(read_text(file), file.string());
+}
+
+ModelConfig ModelConfig::shape_from_json(std::string_view config_json, const std::string& source) {
+  return parse_config(config_json, source, {}, {}, Purpose::kPlan);
+}
+
 ModelConfig ModelConfig::load(const std::filesystem::path& path) {
   const std::filesystem::path config_path = std::filesystem::is_directory(path) ? path / "config.json" : path;
   const std::filesystem::path generation_path = config_path.parent_path() / "generation_config.json";
@@ -396,7 +455,7 @@ int64_t ModelConfig::parameters() const {
   const int64_t attention =
       qkv_rows * d + d * q_rows + (qkv_bias ? qkv_rows : 0) + (o_bias ? d : 0) + (qk_norm ? 2 * head_dim : 0);
   const int64_t ffn = 3 * d * f + (mlp_bias ? 2 * f + d : 0);
-  return v * d * (tied_embeddings ? 1 : 2) + layers * (attention + ffn + 2 * d) + d;
+  return v * d * (tied_embeddings ? 1 : 2) + layers * (attention + ffn + layer_norms * d) + d;
 }
 
 }  // namespace headroom

@@ -48,14 +48,17 @@ struct ModelConfig {
   float norm_eps = 1e-6f;
   bool tied_embeddings = false;
   bool qk_norm = false;         // Qwen3: per-head RMSNorm on q and k
+  int32_t layer_norms = 2;      // vectors [D] of a layer
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   bool fused_weights = false;   // Phi-3: qkv_proj, gate_up_proj
-  int32_t window_tokens = 0;    // sliding window of every layer; 0: none
+  int32_t window_tokens = 0;    // sliding window of those layers that have one; 0: none
+  int32_t window_layers = 0;    // how many: all or none, where the model is served
   std::vector<bool> layer_has_rope;  // [layers]
   RopeConfig rope;
   DType dtype = DType::kBF16;   // as config.json says; the tensors themselves decide
   std::vector<int32_t> eos_token_ids;  // config.json, overridden by generation_config.json
   std::optional<int32_t> bos_token_id;
+  bool is_served = true;        // false: only its shape is known, for planning
 
   int32_t group() const { return query_heads / kv_heads; }
   int64_t parameters() const;   // counted from the shape
@@ -64,6 +67,11 @@ struct ModelConfig {
   // Throws std::runtime_error: one line that names the file, what is wrong and what would do.
   static ModelConfig load(const std::filesystem::path& path);
   static ModelConfig from_json(std::string_view config_json, std::string_view generation_config_json = {});
+
+  // For planning: takes models of which only the shape is known too (is_served says so); rope may be unset, special tokens are
+  // config.json's. `source` begins every error.
+  static ModelConfig shape(const std::filesystem::path& path);
+  static ModelConfig shape_from_json(std::string_view config_json, const std::string& source);
 };
 
 // Angles as the reference computes them. `served_context_tokens`: longrope takes its long factors iff this exceeds the original context.

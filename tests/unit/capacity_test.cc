@@ -47,6 +47,46 @@ TEST(Capacity, EightyGiBHold) {
   EXPECT_EQ(mqa.tokens, 5'242'880);
 }
 
+// d 64, 8 heads of 8: the projections of one layer, from all parameters of models that differ in their KV heads alone.
+TEST(Capacity, KvHeadsSaveProjectionsAsTheAnalysisSays) {
+  const auto parameters = [](int32_t kv_heads) {
+    return ModelConfig{.layers = 1, .model_dim = 64, .query_heads = 8, .kv_heads = kv_heads, .head_dim = 8}.parameters();
+  };
+  const int64_t q_and_o = 2 * 64 * 64, k_and_v = 2 * 64 * 64;
+  const int64_t attention = q_and_o + k_and_v;
+  EXPECT_EQ(attention, 16'384);
+  EXPECT_EQ(attention - (parameters(8) - parameters(2)), 10'240);
+  EXPECT_DOUBLE_EQ(static_cast<double>(parameters(8) - parameters(2)) / static_cast<double>(attention), 0.375);
+  EXPECT_DOUBLE_EQ(static_cast<double>(parameters(8) - parameters(2)) / static_cast<double>(k_and_v), 0.75);
+  EXPECT_DOUBLE_EQ(static_cast<double>(parameters(8) - parameters(1)) / static_cast<double>(k_and_v), 7.0 / 8);
+  EXPECT_DOUBLE_EQ(static_cast<double>(parameters(8) - parameters(1)) / static_cast<double>(attention), 0.4375);
+  const KvShape mha = shape(1, 8, 8, 8, DType::kF16);
+  EXPECT_EQ(mha.token_bytes(), 4 * mha.with_kv_heads(2).token_bytes());
+  EXPECT_EQ(mha.token_bytes(), 8 * mha.with_kv_heads(1).token_bytes());
+}
+
+// Gemma 3 1B: 26 layers of which 22 see 512 tokens; 1 KV head of 256.
+TEST(Capacity, LayersWithAWindowHoldWhatOneStepSees) {
+  KvShape kv = shape(26, 4, 1, 256, DType::kBF16);
+  kv.window_layers = 22;
+  kv.window_tokens = 512;
+  kv.step_tokens = 1;
+  const int64_t layer_page = 2 * 256 * 2 * 16;
+  // 512 positions that begin anywhere in a page of 16 touch at most 33 pages.
+  EXPECT_EQ(kv.window_request_pages(32'768), 33);
+  EXPECT_EQ(kv.request_pages(32'768), 2048);
+  EXPECT_EQ(kv.request_bytes(32'768), (4 * 2048 + 22 * 33) * layer_page);
+  EXPECT_EQ(kv.request_bytes(100), 26 * 7 * layer_page);
+  const Capacity capacity = plan_capacity(kv, kGiB, 32'768);
+  EXPECT_EQ(capacity.full_requests, kGiB / ((4 * 2048 + 22 * 33) * layer_page));
+  EXPECT_EQ(capacity.longest_request_tokens, 32'768);
+  // The pool that holds 1,000 pages of the full layers and the windows, and not one page more.
+  const int64_t bytes = (4 * 1000 + 22 * 33) * layer_page;
+  const Capacity small = plan_capacity(kv, bytes + kv.page_bytes() - 1, 32'768);
+  EXPECT_LE(kv.request_bytes(small.longest_request_tokens), small.pool_bytes);
+  EXPECT_GT(kv.request_bytes(small.longest_request_tokens + 1), small.pool_bytes);
+}
+
 TEST(Capacity, ElementTypeScalesEveryByte) {
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kF32).token_bytes(), 2 * 2 * 2 * 16 * 4);
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kBF16).token_bytes(), 2 * 2 * 2 * 16 * 2);
@@ -85,7 +125,10 @@ const std::map<std::string, int> kPublishedHalfKiB = {
     {"llama-3-70b", 640},      {"smollm2-135m", 45},   {"smollm2-360m", 80},     {"smollm2-1.7b", 384},
     {"smollm3-3b", 144},       {"tinyllama-1.1b", 44}, {"llama-2-7b", 1024},     {"llama-2-70b", 640},
     {"phi-4-mini", 256},       {"phi-3-mini-4k", 768}, {"mistral-7b-v0.1", 256}, {"mistral-7b-v0.3", 256},
-    {"mistral-nemo-12b", 320},
+    {"mistral-nemo-12b", 320}, {"phi-4", 400},         {"llama-2-13b", 1600},    {"llama-3.1-70b", 640},
+    {"llama-3.1-405b", 1008},  {"qwen2.5-14b", 384},   {"qwen2.5-32b", 512},     {"qwen2.5-72b", 640},
+    {"qwen3-14b", 320},        {"qwen3-32b", 512},     {"gemma-3-270m", 36},     {"gemma-3-1b", 52},
+    {"gemma-3-4b", 272},       {"gemma-3-12b", 768},   {"gemma-3-27b", 992},
 };
 
 TEST(Capacity, EveryPublishedShapeHasItsBytesPerToken) {
@@ -96,7 +139,7 @@ TEST(Capacity, EveryPublishedShapeHasItsBytesPerToken) {
     const std::string name = entry.path().stem().string();
     SCOPED_TRACE(name);
     ASSERT_TRUE(kPublishedHalfKiB.contains(name)) << "add its published KV bytes per token here";
-    const KvShape kv = kv_shape(ModelConfig::load(entry.path()), DType::kBF16, 16);
+    const KvShape kv = kv_shape(ModelConfig::shape(entry.path()), DType::kBF16, 16);
     EXPECT_EQ(kv.token_bytes(), kPublishedHalfKiB.at(name) * 512);
     EXPECT_EQ(kv.mha_token_bytes(), kv.token_bytes() * kv.query_heads / kv.kv_heads);
     EXPECT_EQ(kv.page_bytes(), kv.layer_page_bytes() * kv.layers);

@@ -67,7 +67,7 @@ TEST(Config, PlainLlama) {
 
 TEST(Config, ParametersOfPublishedModels) {
   const auto parameters = [](const char* name) {
-    return ModelConfig::load(std::filesystem::path(HEADROOM_SOURCE_DIR) / "configs/models" / name).parameters();
+    return ModelConfig::shape(std::filesystem::path(HEADROOM_SOURCE_DIR) / "configs/models" / name).parameters();
   };
   EXPECT_EQ(parameters("llama-2-7b.json"), 6'738'415'616);
   EXPECT_EQ(parameters("llama-2-70b.json"), 68'976'648'192);
@@ -81,6 +81,22 @@ TEST(Config, ParametersOfPublishedModels) {
   EXPECT_EQ(parameters("qwen3-0.6b.json"), 596'049'920);
   EXPECT_EQ(parameters("phi-3-mini-4k.json"), 3'821'079'552);
   EXPECT_EQ(parameters("phi-4-mini.json"), 3'836'021'760);
+  EXPECT_EQ(parameters("phi-4.json"), 14'659'507'200);
+  EXPECT_EQ(parameters("llama-2-13b.json"), 13'015'864'320);
+  EXPECT_EQ(parameters("llama-3.1-70b.json"), 70'553'706'496);
+  EXPECT_EQ(parameters("llama-3.1-405b.json"), 405'853'388'800);
+  EXPECT_EQ(parameters("qwen2.5-14b.json"), 14'770'033'664);
+  EXPECT_EQ(parameters("qwen2.5-32b.json"), 32'763'876'352);
+  EXPECT_EQ(parameters("qwen2.5-72b.json"), 72'706'203'648);
+  EXPECT_EQ(parameters("qwen3-14b.json"), 14'768'307'200);
+  EXPECT_EQ(parameters("qwen3-32b.json"), 32'762'123'264);
+  EXPECT_EQ(parameters("gemma-3-270m.json"), 268'098'176);
+  EXPECT_EQ(parameters("gemma-3-1b.json"), 999'885'952);
+  // The published counts are with the image encoder, the same in all three, and its projection of 1152 to the model's dimension.
+  const auto image = [](int64_t model_dim) { return 416'866'032 + 1152 * (model_dim + 1); };
+  EXPECT_EQ(parameters("gemma-3-4b.json") + image(2560), 4'300'079'472);
+  EXPECT_EQ(parameters("gemma-3-12b.json") + image(3840), 12'187'325'040);
+  EXPECT_EQ(parameters("gemma-3-27b.json") + image(5376), 27'432'406'640);
 }
 
 TEST(Config, EveryPublishedShapeLoads) {
@@ -88,10 +104,13 @@ TEST(Config, EveryPublishedShapeLoads) {
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(HEADROOM_SOURCE_DIR) / "configs/models")) {
     if (entry.path().extension() != ".json") continue;
-    EXPECT_EQ(error_of([&] { ModelConfig::load(entry.path()); }), "");
+    const ModelConfig shape = ModelConfig::shape(entry.path());
+    const std::string refusal = error_of([&] { ModelConfig::load(entry.path()); });
+    EXPECT_EQ(refusal.empty(), shape.is_served) << refusal;
+    EXPECT_EQ(shape.is_served, !entry.path().stem().string().starts_with("gemma"));
     ++shapes;
   }
-  EXPECT_GE(shapes, 25);
+  EXPECT_GE(shapes, 39);
 }
 
 TEST(Config, FamiliesDifferWhereTheirReferencesDo) {
@@ -149,6 +168,26 @@ TEST(Config, Windows) {
   json smollm3 = with(base("SmolLM3ForCausalLM", "smollm3"), "sliding_window", 100);
   EXPECT_EQ(parse(smollm3).window_tokens, 0);
   EXPECT_THAT(refusal(with(smollm3, "use_sliding_window", true)), HasSubstr("sliding window on 1 of 4 layers"));
+}
+
+TEST(Config, ShapesForPlanningMayMixWindows) {
+  json gemma = base("Gemma3ForCausalLM", "gemma3_text");
+  gemma["sliding_window"] = 100;
+  const auto shape = [](const json& config) { return ModelConfig::shape_from_json(config.dump(), "config.json"); };
+  EXPECT_EQ(shape(gemma).window_layers, 4);  // of 4: the first that sees everything would be the sixth
+  EXPECT_EQ(shape(with(gemma, "sliding_window_pattern", 2)).window_layers, 2);
+  EXPECT_EQ(shape(with(gemma, "sliding_window_pattern", 2)).window_tokens, 100);
+  EXPECT_EQ(shape(with(gemma, "sliding_window", 512)).window_layers, 0);  // reaches over the context
+  EXPECT_FALSE(shape(gemma).is_served);
+  EXPECT_THAT(refusal(gemma), HasSubstr("Gemma3ForCausalLM is not supported; supported: LlamaForCausalLM"));
+
+  json qwen = with(with(base("Qwen2ForCausalLM", "qwen2"), "sliding_window", 100), "use_sliding_window", true);
+  EXPECT_EQ(shape(with(qwen, "max_window_layers", 3)).window_layers, 1);
+  EXPECT_FALSE(shape(with(qwen, "max_window_layers", 3)).is_served);
+  EXPECT_TRUE(shape(with(qwen, "max_window_layers", 0)).is_served);
+  EXPECT_EQ(parse(with(qwen, "max_window_layers", 0)).window_layers, 4);
+  EXPECT_TRUE(shape(base()).is_served);
+  EXPECT_THAT(error_of([&] { shape({{"architectures", {"Gemma3ForConditionalGeneration"}}}); }), HasSubstr("text_config"));
 }
 
 TEST(Config, WhatIsNotSupportedIsRefusedByName) {
