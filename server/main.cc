@@ -7,6 +7,7 @@
 
 #include "server/command_bench.h"
 #include "server/command_health.h"
+#include "server/command_plan.h"
 #include "server/command_serve.h"
 #include "server/options.h"
 
@@ -33,6 +34,7 @@ int run_version(const Arguments&) {
 
 constexpr Command kCommands[] = {
     {"serve", "serve a model over HTTP", headroom::run_serve},
+    {"plan", "say what a deployment takes and what fits, from the shape of a model", headroom::run_plan},
     {"bench", "measure prefill and decode against this machine's limits", headroom::run_bench},
     {"health", "ask a running server whether it is ready", headroom::run_health},
     {"options", "print the options of serve; --markdown: as a table", run_options},

@@ -213,6 +213,13 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
                                     .limits = {},
                                     .defaults = defaults});
   model->served->limits.context_tokens_max = plan.context_tokens;
+  model->served->capacity = {.config = model->config,
+                             .weight_dtype = model->config.dtype,
+                             .kv_dtype = plan.shape.dtype,
+                             .page_tokens = plan.shape.page_tokens,
+                             .step_tokens = plan.shape.step_tokens,
+                             .context_tokens = plan.context_tokens,
+                             .budgets = {{.memory_bytes = 0, .pool_bytes_max = plan.capacity.pool_bytes}}};
   model->served->limits.vocab_size = model->engine->vocab_size();
   model->served->limits.prompt_bytes_max = prompt_bytes_max(model->tokenizer, plan.context_tokens);
   return model;

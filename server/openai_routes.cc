@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <set>
 #include <utility>
 
+#include "engine/model/json_scanner.h"
 #include "kernels/check.h"
 #include "server/attention_view.h"
 #include "server/generation.h"
@@ -58,6 +60,7 @@ class Api {
   void attention(const HttpRequest& request, HttpResponse& response);
   void models(HttpResponse& response);
   void model(const std::string& name, HttpResponse& response);
+  void capacity(const HttpRequest& request, HttpResponse& response);
   void version(HttpResponse& response);
   void ready(HttpResponse& response);
   void metrics(HttpResponse& response);
@@ -312,6 +315,25 @@ void Api::version(HttpResponse& response) {
   JsonWriter(&response.body).begin_object().key("version").string(options_.version).end_object();
 }
 
+// The query's parameters set those of the plan, each at most once.
+void Api::capacity(const HttpRequest& request, HttpResponse& response) {
+  const ServedPtr served = served_or_refuse(&response);
+  if (served == nullptr) return;
+  CapacityQuestion question = served->capacity;
+  question.model = options_.model_names.front();
+  std::set<std::string_view> seen;
+  for (std::string_view rest = request.query; !rest.empty();) {
+    const std::string_view pair = rest.substr(0, rest.find('&'));
+    rest.remove_prefix(std::min(rest.size(), pair.size() + 1));
+    const std::string_view name = pair.substr(0, pair.find('='));
+    const std::string_view value = pair.substr(std::min(pair.size(), name.size() + 1));
+    const std::string fault = seen.insert(name).second ? set_capacity_parameter(name, value, &question) : "is given twice";
+    if (fault.empty()) continue;
+    return respond_with_error(invalid_field(printable(name), printable(name) + " " + fault), &response);
+  }
+  append_capacity_json(answer_capacity(std::move(question)), &response.body);
+}
+
 void Api::ready(HttpResponse& response) {
   const std::string reason = options_.not_ready_reason();
   JsonWriter json(&response.body);
@@ -358,6 +380,9 @@ std::vector<Route> api_routes(ApiOptions options) {
   for (const std::string& name : api->options().model_names) {
     get("/v1/models/" + name, false, [name](Api& a, HttpResponse& response) { a.model(name, response); });
   }
+  routes.push_back({.method = "GET",
+                    .path = "/v1/capacity",
+                    .handle = [api](const HttpRequest& request, HttpResponse& response) { api->capacity(request, response); }});
   get("/version", false, [](Api& a, HttpResponse& response) { a.version(response); });
   get("/readyz", true, [](Api& a, HttpResponse& response) { a.ready(response); });
   get("/metrics", api->options().metrics_public, [](Api& a, HttpResponse& response) { a.metrics(response); });

@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "server/capacity_plan.h"
 #include "server/openai_request.h"
 
 namespace headroom {
@@ -22,6 +23,7 @@ struct ServedModel {
   const AttentionProbe* attention = nullptr;    // null: /v1/attention is off
   ApiLimits limits;
   GenerationDefaults defaults;
+  CapacityQuestion capacity;  // one request of the whole context, in the pool that there is
 };
 
 // What no prompt of a model can exceed in bytes: four times what the longest tokens could hold, because normalisation

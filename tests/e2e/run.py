@@ -14,6 +14,7 @@ import sys
 from harness import ROOT, Server, run_tests, use_venv
 
 import api_tests
+import capacity_tests
 import load_tests
 import start_tests
 
@@ -28,7 +29,8 @@ def main():
     binary = os.path.abspath(arguments.server)
     wanted = lambda tests: [(name, test) for name, test in tests if arguments.only in name]  # noqa: E731
 
-    own_server = wanted(start_tests.tests(binary, arguments.model) + load_tests.tests_with_own_server(binary, arguments.model))
+    own_server = wanted(start_tests.tests(binary, arguments.model) + capacity_tests.tests(binary) +
+                        load_tests.tests_with_own_server(binary, arguments.model))
     with Server(binary, arguments.model, "--kv-memory", "64MiB") as server:
         shared = wanted(api_tests.tests(server) + load_tests.tests(server))
         return run_tests(own_server + shared)

@@ -113,7 +113,15 @@ class ApiUnderTest {
                     .limits = {.context_tokens_max = context,
                                .vocab_size = kModelVocab,
                                .prompt_bytes_max = prompt_bytes_max(tokenizer_, context)},
-                    .defaults = {.temperature = 0.0f}});
+                    .defaults = {.temperature = 0.0f},
+                    .capacity = {.config = {.architecture = "Fake",
+                                            .layers = kApiShape.layers,
+                                            .query_heads = kApiShape.query_heads,
+                                            .kv_heads = kApiShape.kv_heads,
+                                            .head_dim = kApiShape.head_dim,
+                                            .context_tokens = context},
+                                 .context_tokens = context,
+                                 .budgets = {{.pool_bytes_max = setup.scheduler.pages_total * kApiPageBytes}}}});
     routes_ = api_routes({.model_names = {"demo", "alias"},
                           .version = "1.2.3",
                           .system_fingerprint = "fp",
