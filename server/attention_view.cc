@@ -16,10 +16,17 @@ constexpr float kSteps = 1e6f;  // of a probability: more digits would only be m
 
 void write_heads(const AttentionPatterns& patterns, JsonWriter* json) {
   for (int32_t head = 0; head < patterns.query_heads; ++head) {
-    json->begin_object().key("query_head").integer(head).key("kv_head").integer(head / patterns.group()).key("rows").begin_array();
+    json->begin_object()
+        .key("query_head")
+        .integer(head)
+        .key("kv_head")
+        .integer(head / patterns.group())
+        .key("rows")
+        .begin_array();
     for (int32_t i = 0; i < patterns.tokens; ++i) {
       json->begin_array();
-      for (const float p : patterns.row(head, i).first(static_cast<size_t>(i) + 1)) json->number(std::round(p * kSteps) / kSteps);
+      for (const float p : patterns.row(head, i).first(static_cast<size_t>(i) + 1))
+        json->number(std::round(p * kSteps) / kSteps);
       json->end_array();
     }
     json->end_array().end_object();
@@ -34,14 +41,16 @@ int32_t attention_tokens_max(const ModelConfig& config) {
   return tokens;
 }
 
-void answer_attention(const ServedModel& served, std::span<const TokenId> tokens, int32_t layer, const std::function<bool()>& client_gone,
-                      HttpResponse* response) {
+void answer_attention(const ServedModel& served, std::span<const TokenId> tokens, int32_t layer,
+                      const std::function<bool()>& client_gone, HttpResponse* response) {
   CHECK(served.attention != nullptr);
-  const int32_t tokens_max = std::min(attention_tokens_max(served.attention->config()), served.limits.context_tokens_max);
+  const int32_t tokens_max =
+      std::min(attention_tokens_max(served.attention->config()), served.limits.context_tokens_max);
   if (tokens.empty() || std::ssize(tokens) > tokens_max) {
-    return respond_with_error(invalid_field("prompt", "must have 1 to " + std::to_string(tokens_max) + " tokens to show their attention; it has " +
-                                                          std::to_string(tokens.size())),
-                              response);
+    return respond_with_error(
+        invalid_field("prompt", "must have 1 to " + std::to_string(tokens_max) +
+                                    " tokens to show their attention; it has " + std::to_string(tokens.size())),
+        response);
   }
   AttentionPatterns patterns;
   try {

@@ -8,6 +8,7 @@
 #include "server/command_bench.h"
 #include "server/command_health.h"
 #include "server/command_plan.h"
+#include "server/command_report.h"
 #include "server/command_serve.h"
 #include "server/options.h"
 
@@ -37,6 +38,7 @@ constexpr Command kCommands[] = {
     {"plan", "say what a deployment takes and what fits, from the shape of a model", headroom::run_plan},
     {"bench", "measure prefill and decode against this machine's limits", headroom::run_bench},
     {"health", "ask a running server whether it is ready", headroom::run_health},
+    {"report", "measure what grouped-query attention saves, as one HTML file", headroom::run_report},
     {"options", "print the options of serve; --markdown: as a table", run_options},
     {"version", "print the version", run_version},
 };

@@ -17,9 +17,12 @@ void append_element(DType type, float value, std::vector<std::byte>& out) {
     out.insert(out.end(), bytes, bytes + sizeof bits);
   };
   switch (type) {
-    case DType::kF32: return append(value);
-    case DType::kBF16: return append(f32_to_bf16(value));
-    case DType::kF16: return append(f32_to_f16(value));
+    case DType::kF32:
+      return append(value);
+    case DType::kBF16:
+      return append(f32_to_bf16(value));
+    case DType::kF16:
+      return append(f32_to_f16(value));
   }
 }
 
@@ -32,10 +35,12 @@ float element(DType type, const std::byte* at) {
 // Lets the forward pass through and looks at one call of paged_attention, of one sequence that begins at position 0.
 class AttentionRecorder : public ForwardingBackend {
  public:
-  AttentionRecorder(Backend& inner, bool with_kv_head_share, const std::function<bool()>& abandoned, AttentionPatterns& patterns)
+  AttentionRecorder(Backend& inner, bool with_kv_head_share, const std::function<bool()>& abandoned,
+                    AttentionPatterns& patterns)
       : ForwardingBackend(inner), with_kv_head_share_(with_kv_head_share), abandoned_(abandoned), patterns_(patterns) {}
 
-  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) override {
+  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                       const AttentionParams& params) override {
     if (abandoned_ && abandoned_()) throw AttentionProbe::Abandoned();
     if (calls_++ == patterns_.layer) record({out, qkv, layer, batch, params});
     ForwardingBackend::paged_attention(out, qkv, layer, batch, params);
@@ -69,7 +74,8 @@ class AttentionRecorder : public ForwardingBackend {
   }
 
   void read_inputs(const Call& call) {
-    const int32_t T = patterns_.tokens, G = patterns_.kv_heads, K = patterns_.head_dim, page_tokens = call.layer.page_tokens;
+    const int32_t T = patterns_.tokens, G = patterns_.kv_heads, K = patterns_.head_dim,
+                  page_tokens = call.layer.page_tokens;
     const auto q_bytes = static_cast<size_t>(patterns_.query_heads) * static_cast<size_t>(K) * sizeof(float);
     patterns_.queries.resize(static_cast<size_t>(T) * q_bytes / sizeof(float));
     patterns_.keys.resize(static_cast<size_t>(T) * static_cast<size_t>(G) * static_cast<size_t>(K));
@@ -83,13 +89,15 @@ class AttentionRecorder : public ForwardingBackend {
         const auto slot = static_cast<size_t>((i / K * page_tokens + t % page_tokens) * K + i % K);
         const auto at = static_cast<size_t>(t * G * K + i);
         patterns_.keys[at] = element(call.layer.dtype, bytes.data() + slot * dtype_bytes(call.layer.dtype));
-        patterns_.values[at] = element(call.layer.dtype, bytes.data() + bytes.size() / 2 + slot * dtype_bytes(call.layer.dtype));
+        patterns_.values[at] =
+            element(call.layer.dtype, bytes.data() + bytes.size() / 2 + slot * dtype_bytes(call.layer.dtype));
       }
     }
   }
 
   void copy_pages(const Call& call) {
-    const auto pages = static_cast<size_t>(*std::max_element(call.batch.page_tables.begin(), call.batch.page_tables.end()) + 1);
+    const auto pages =
+        static_cast<size_t>(*std::max_element(call.batch.page_tables.begin(), call.batch.page_tables.end()) + 1);
     scratch_pages_ = inner_.allocate(pages * call.layer.page_stride_bytes);
     inner_.copy(scratch_pages_->data(), call.layer.data, scratch_pages_->bytes());
     scratch_out_ = inner_.allocate(static_cast<size_t>(patterns_.tokens) * static_cast<size_t>(patterns_.query_heads) *
@@ -110,7 +118,8 @@ class AttentionRecorder : public ForwardingBackend {
         }
       }
       const auto id = static_cast<size_t>(call.batch.page_tables[static_cast<size_t>(p)]);
-      inner_.copy_in(layer.data + id * layer.page_stride_bytes + layer.page_stride_bytes / 2, values.data(), values.size());
+      inner_.copy_in(layer.data + id * layer.page_stride_bytes + layer.page_stride_bytes / 2, values.data(),
+                     values.size());
     }
     const Matrix out(reinterpret_cast<float*>(scratch_out_->data()), patterns_.tokens, call.out.cols);
     inner_.paged_attention(out, call.qkv, layer, call.batch, call.params);
@@ -124,11 +133,13 @@ class AttentionRecorder : public ForwardingBackend {
     const int32_t T = patterns_.tokens, Q = patterns_.query_heads, K = patterns_.head_dim;
     patterns_.probabilities.assign(static_cast<size_t>(Q) * static_cast<size_t>(T) * static_cast<size_t>(T), 0.0f);
     for (int32_t b = 0; b < T; b += K) {
-      const std::vector<float> out = attend_with(call, [b](int32_t token, int32_t, int32_t d) { return token == b + d ? 1.0f : 0.0f; });
+      const std::vector<float> out =
+          attend_with(call, [b](int32_t token, int32_t, int32_t d) { return token == b + d ? 1.0f : 0.0f; });
       for (int32_t i = b; i < T; ++i) {
         for (int32_t h = 0; h < Q; ++h) {
           const float* from = out.data() + (static_cast<ptrdiff_t>(i) * Q + h) * K;
-          std::copy_n(from, std::min(K, T - b), patterns_.probabilities.data() + (static_cast<ptrdiff_t>(h) * T + i) * T + b);
+          std::copy_n(from, std::min(K, T - b),
+                      patterns_.probabilities.data() + (static_cast<ptrdiff_t>(h) * T + i) * T + b);
         }
       }
     }
@@ -145,7 +156,8 @@ class AttentionRecorder : public ForwardingBackend {
     const int32_t T = patterns_.tokens, Q = patterns_.query_heads, K = patterns_.head_dim;
     patterns_.kv_head_share.assign(static_cast<size_t>(patterns_.kv_heads) * static_cast<size_t>(Q), 0.0);
     for (int32_t wanted = 0; wanted < patterns_.kv_heads; ++wanted) {
-      const std::vector<float> out = attend_with(call, [wanted](int32_t, int32_t g, int32_t) { return g == wanted ? 1.0f : 0.0f; });
+      const std::vector<float> out =
+          attend_with(call, [wanted](int32_t, int32_t g, int32_t) { return g == wanted ? 1.0f : 0.0f; });
       for (size_t i = 0; i < out.size(); ++i) {
         const size_t head = i / static_cast<size_t>(K) % static_cast<size_t>(Q);
         patterns_.kv_head_share[static_cast<size_t>(wanted * Q) + head] += static_cast<double>(out[i]) / (T * K);
@@ -192,12 +204,14 @@ AttentionPatterns AttentionProbe::read(std::span<const int32_t> tokens, int32_t 
   const int64_t pages = pages_for_tokens(T, options_.page_tokens);
   const KvCache cache(shape, pages, *backend);
   AttentionRecorder recorder(*backend, with_kv_head_share, abandoned, patterns);
-  Transformer transformer(config_, weights_, recorder,
-                          {.step_tokens_max = T, .logits_rows_max = 1, .served_context_tokens = options_.served_context_tokens});
+  Transformer transformer(
+      config_, weights_, recorder,
+      {.step_tokens_max = T, .logits_rows_max = 1, .served_context_tokens = options_.served_context_tokens});
 
   std::vector<int32_t> positions, page_table;
   for (int32_t t = 0; t < T; ++t) positions.push_back(t);
-  for (auto p = static_cast<int32_t>(pages); p > 0; --p) page_table.push_back(p - 1);  // any order will do, so not the easy one
+  for (auto p = static_cast<int32_t>(pages); p > 0; --p)
+    page_table.push_back(p - 1);  // any order will do, so not the easy one
   const int32_t first_rows[] = {0, T}, table_begin[] = {0, static_cast<int32_t>(pages)};
   transformer.forward({.rows = T,
                        .tokens = tokens,

@@ -43,7 +43,8 @@ void MeteredBackend::paged_attention(Matrix out, Matrix qkv, const KvLayer& laye
   const double seconds = timed([&] { inner_.paged_attention(out, qkv, layer, batch, params); });
   for (const int32_t position : batch.positions) {
     int64_t keys = 0;  // that this row sees
-    for (int32_t j = 0; j <= position; ++j) keys += params.window_tokens == 0 || position - j < params.window_tokens ? 1 : 0;
+    for (int32_t j = 0; j <= position; ++j)
+      keys += params.window_tokens == 0 || position - j < params.window_tokens ? 1 : 0;
     attention_.flops += 2 * (2 * keys * params.query_heads * params.head_dim);
   }
   attention_.seconds += seconds;
@@ -59,8 +60,8 @@ MeteredBackend::Reading MeteredBackend::gemm_of(const Weight& weight) const {
   return found == gemms_.end() ? Reading{} : found->second;
 }
 
-FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype, int32_t tokens,
-                              int32_t repetitions) {
+FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype,
+                              int32_t tokens, int32_t repetitions) {
   const auto backend = make_backend();
   MeteredBackend meter(*backend);
   MeasuredStep step(model, meter, kv_dtype, tokens, tokens);

@@ -1,5 +1,6 @@
-// Analysis 4: the floating-point operations of a forward pass, by a closed form, and as counted and timed at the backend's door.
-// A multiply-add is two operations. Norms, RoPE, softmax and SiLU are not counted: they grow with neither of the two products.
+// Analysis 4: the floating-point operations of a forward pass, by a closed form, and as counted and timed at the
+// backend's door. A multiply-add is two operations. Norms, RoPE, softmax and SiLU are not counted: they grow with
+// neither of the two products.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ struct FlopCount {
   int64_t projections = 0;  // q, k, v and o
   int64_t attention = 0;    // q·k and p·v: what each row sees, itself included
   int64_t ffn = 0;
-  int64_t output = 0;       // logits
+  int64_t output = 0;  // logits
   int64_t total() const { return projections + attention + ffn + output; }
   bool operator==(const FlopCount&) const = default;
 };
@@ -28,8 +29,8 @@ struct FlopCount {
 //   output       2 · D · V
 FlopCount closed_form_flops(const ModelConfig& config, int32_t first_position, int32_t rows);
 
-// Counts and times what passes through, by weight, and attention apart. Waits for the device around each op. Engine thread, or whoever
-// runs the model: the one that made it.
+// Counts and times what passes through, by weight, and attention apart. Waits for the device around each op. Engine
+// thread, or whoever runs the model: the one that made it.
 class MeteredBackend : public ForwardingBackend {
  public:
   struct Reading {
@@ -40,7 +41,8 @@ class MeteredBackend : public ForwardingBackend {
   using ForwardingBackend::ForwardingBackend;
 
   void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) override;
-  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) override;
+  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                       const AttentionParams& params) override;
 
   void reset();
   const Reading& attention() const { return attention_; }
@@ -62,7 +64,7 @@ struct FlopMeasurement {
 };
 
 // One prompt of `tokens` tokens in one step, `repetitions` times after one that warms up; the fastest of them.
-FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype, int32_t tokens,
-                              int32_t repetitions);
+FlopMeasurement measure_flops(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype,
+                              int32_t tokens, int32_t repetitions);
 
 }  // namespace headroom

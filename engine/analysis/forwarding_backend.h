@@ -1,5 +1,6 @@
-// A backend that hands every op on to another one: the base of those that watch a forward pass. The engine never runs through it,
-// so that watching costs a served request nothing. Same thread rules as the backend behind it, which must outlive it.
+// A backend that hands every op on to another one: the base of those that watch a forward pass. The engine never runs
+// through it, so that watching costs a served request nothing. Same thread rules as the backend behind it, which must
+// outlive it.
 #pragma once
 
 #include <memory>
@@ -22,22 +23,28 @@ class ForwardingBackend : public Backend {
   void copy_out(void* host_destination, const std::byte* source, size_t bytes) override {
     inner_.copy_out(host_destination, source, bytes);
   }
-  void copy(std::byte* destination, const std::byte* source, size_t bytes) override { inner_.copy(destination, source, bytes); }
+  void copy(std::byte* destination, const std::byte* source, size_t bytes) override {
+    inner_.copy(destination, source, bytes);
+  }
   void synchronize() override { inner_.synchronize(); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inner_.load_weight(parts); }
-  void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override { inner_.embedding(out, table, tokens); }
+  void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
+    inner_.embedding(out, table, tokens);
+  }
   void rmsnorm(Matrix out, Matrix x, Vector weight, float eps) override { inner_.rmsnorm(out, x, weight, eps); }
   void add_rmsnorm(Matrix out, Matrix residual, Matrix x, Vector weight, float eps) override {
     inner_.add_rmsnorm(out, residual, x, weight, eps);
   }
   void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) override { inner_.gemm(out, x, weight, bias); }
-  void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor) override {
+  void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq,
+                  float factor) override {
     inner_.rope_table(out, positions, inv_freq, factor);
   }
   void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) override {
     inner_.rope_kv_write(qkv, layer, batch, params);
   }
-  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) override {
+  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
+                       const AttentionParams& params) override {
     inner_.paged_attention(out, qkv, layer, batch, params);
   }
   void silu_mul(Matrix out, Matrix gate_up) override { inner_.silu_mul(out, gate_up); }

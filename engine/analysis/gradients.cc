@@ -16,7 +16,8 @@ constexpr double kStep = 1e-4;  // of the differences: truncation ~ step², roun
 template <typename Vector>
 auto head_row(Vector& tensor, const AttentionProblem& p, int32_t heads, int32_t token, int32_t head) {
   const auto K = static_cast<size_t>(p.head_dim);
-  return std::span(tensor).subspan((static_cast<size_t>(token) * static_cast<size_t>(heads) + static_cast<size_t>(head)) * K, K);
+  return std::span(tensor).subspan(
+      (static_cast<size_t>(token) * static_cast<size_t>(heads) + static_cast<size_t>(head)) * K, K);
 }
 
 double dot(std::span<const double> a, std::span<const double> b) {
@@ -34,7 +35,8 @@ std::vector<double> probabilities(const AttentionProblem& p, int32_t token, int3
   const int32_t g = head / (p.query_heads / p.kv_heads);
   std::vector<double> row;
   for (int32_t j = 0; j <= token; ++j) {
-    row.push_back(dot(head_row(p.q, p, p.query_heads, token, head), head_row(p.k, p, p.kv_heads, j, g)) / std::sqrt(p.head_dim));
+    row.push_back(dot(head_row(p.q, p, p.query_heads, token, head), head_row(p.k, p, p.kv_heads, j, g)) /
+                  std::sqrt(p.head_dim));
   }
   const double largest = *std::max_element(row.begin(), row.end());
   double total = 0;
@@ -52,7 +54,8 @@ double norm(const std::vector<double>& tensor, const AttentionProblem& p, int32_
   return std::sqrt(sum);
 }
 
-// The largest relative difference of `analytic` from the differences of the loss by each element of `tensor`, a member of `problem`.
+// The largest relative difference of `analytic` from the differences of the loss by each element of `tensor`, a member
+// of `problem`.
 double largest_difference(AttentionProblem& problem, std::vector<double>& tensor, const std::vector<double>& analytic) {
   const double rms = std::sqrt(dot(analytic, analytic) / static_cast<double>(analytic.size()));
   double largest = 0;
@@ -71,7 +74,8 @@ double largest_difference(AttentionProblem& problem, std::vector<double>& tensor
 
 }  // namespace
 
-AttentionProblem random_attention_problem(int32_t tokens, int32_t query_heads, int32_t kv_heads, int32_t head_dim, uint64_t seed) {
+AttentionProblem random_attention_problem(int32_t tokens, int32_t query_heads, int32_t kv_heads, int32_t head_dim,
+                                          uint64_t seed) {
   CHECK_EQ(query_heads % kv_heads, 0);
   AttentionProblem problem{.tokens = tokens, .query_heads = query_heads, .kv_heads = kv_heads, .head_dim = head_dim};
   std::mt19937_64 random(seed);
@@ -105,7 +109,8 @@ double attention_loss(const AttentionProblem& problem) {
 AttentionGradients attention_backward(const AttentionProblem& problem) {
   const int32_t group = problem.query_heads / problem.kv_heads;
   const double scale = 1 / std::sqrt(problem.head_dim);
-  AttentionGradients d{std::vector<double>(problem.q.size()), std::vector<double>(problem.k.size()), std::vector<double>(problem.v.size())};
+  AttentionGradients d{std::vector<double>(problem.q.size()), std::vector<double>(problem.k.size()),
+                       std::vector<double>(problem.v.size())};
   for (int32_t head = 0; head < problem.query_heads; ++head) {
     const int32_t g = head / group;
     for (int32_t i = 0; i < problem.tokens; ++i) {
@@ -119,7 +124,8 @@ AttentionGradients attention_backward(const AttentionProblem& problem) {
         const auto at = static_cast<size_t>(j);
         const double d_s = p[at] * (d_p[at] - out_dot) * scale;
         add_scaled(head_row(d.v, problem, problem.kv_heads, j, g), p[at], d_out);
-        add_scaled(head_row(d.q, problem, problem.query_heads, i, head), d_s, head_row(problem.k, problem, problem.kv_heads, j, g));
+        add_scaled(head_row(d.q, problem, problem.query_heads, i, head), d_s,
+                   head_row(problem.k, problem, problem.kv_heads, j, g));
         add_scaled(head_row(d.k, problem, problem.kv_heads, j, g), d_s, q);
       }
     }
@@ -140,7 +146,8 @@ GradientNorms kv_gradient_norms(int32_t group, int32_t repetitions) {
   constexpr int32_t kTokens = 24, kKvHeads = 4, kHeadDim = 16;
   GradientNorms norms{.group = group};
   for (int32_t r = 0; r < repetitions; ++r) {
-    const AttentionProblem problem = random_attention_problem(kTokens, group * kKvHeads, kKvHeads, kHeadDim, static_cast<uint64_t>(r) + 1);
+    const AttentionProblem problem =
+        random_attention_problem(kTokens, group * kKvHeads, kKvHeads, kHeadDim, static_cast<uint64_t>(r) + 1);
     const AttentionGradients d = attention_backward(problem);
     for (int32_t g = 0; g < kKvHeads; ++g) {
       norms.k += norm(d.k, problem, g) / (kKvHeads * repetitions);

@@ -6,12 +6,14 @@
 
 namespace headroom {
 
-MeasuredStep::MeasuredStep(const VariantModel& model, Backend& backend, DType kv_dtype, int32_t context_tokens, int32_t rows_max)
+MeasuredStep::MeasuredStep(const VariantModel& model, Backend& backend, DType kv_dtype, int32_t context_tokens,
+                           int32_t rows_max)
     : backend_(backend),
       vocab_size_(model.config.vocab_size),
       cache_(kv_shape(model.config, kv_dtype, kPageTokens), pages_for_tokens(context_tokens, kPageTokens), backend),
-      transformer_(model.config, model.weights, backend,
-                   {.step_tokens_max = rows_max, .logits_rows_max = 1, .served_context_tokens = model.config.context_tokens}),
+      transformer_(
+          model.config, model.weights, backend,
+          {.step_tokens_max = rows_max, .logits_rows_max = 1, .served_context_tokens = model.config.context_tokens}),
       page_table_(static_cast<size_t>(cache_.pages())) {
   std::iota(page_table_.begin(), page_table_.end(), 0);
   fill(kv_dtype);
@@ -28,7 +30,8 @@ void MeasuredStep::fill(DType kv_dtype) {
     std::memcpy(&page[at], kv_dtype == DType::kF32 ? static_cast<const void*>(&value) : &half, width);
   }
   for (const KvLayer& layer : cache_.layers()) {
-    for (int64_t p = 0; p < cache_.pages(); ++p) backend_.copy_in(layer.data + static_cast<size_t>(p) * page.size(), page.data(), page.size());
+    for (int64_t p = 0; p < cache_.pages(); ++p)
+      backend_.copy_in(layer.data + static_cast<size_t>(p) * page.size(), page.data(), page.size());
   }
 }
 
@@ -38,7 +41,8 @@ double MeasuredStep::run(int32_t first_position, int32_t rows) {
     positions.push_back(first_position + row);
     tokens.push_back(positions.back() % vocab_size_);
   }
-  const int32_t first_rows[] = {0, rows}, table_begin[] = {0, static_cast<int32_t>(page_table_.size())}, last[] = {rows - 1};
+  const int32_t first_rows[] = {0, rows}, table_begin[] = {0, static_cast<int32_t>(page_table_.size())},
+                last[] = {rows - 1};
   backend_.synchronize();
   stopwatch_.start();
   transformer_.forward({.rows = rows,

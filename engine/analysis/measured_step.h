@@ -1,4 +1,5 @@
-// One sequence on pages of its own, any step of which can be run and timed: what the measurements of FLOPs and of decoding share.
+// One sequence on pages of its own, any step of which can be run and timed: what the measurements of FLOPs and of
+// decoding share.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace headroom {
 
 class MeasuredStep {
  public:
-  // Pages for `context_tokens`, filled with random numbers: a step at any depth costs what it would after a real prompt.
+  // Pages for `context_tokens`, filled with random numbers: a step at any depth costs what it would after a real
+  // prompt.
   MeasuredStep(const VariantModel& model, Backend& backend, DType kv_dtype, int32_t context_tokens, int32_t rows_max);
 
   // Runs `rows` rows from `first_position` on, and the logits of the last. Returns the seconds.

@@ -16,7 +16,8 @@ constexpr int32_t kStepTokens = 512;
 constexpr int32_t kGeneratedTokens = 8;  // or fewer: the rest of the positions is prompt
 constexpr std::chrono::seconds kEventSecondsMax{300};
 
-// Bytes of the pool that KvCache::poison_page did not leave: whole elements, since no element that is computed is that NaN.
+// Bytes of the pool that KvCache::poison_page did not leave: whole elements, since no element that is computed is that
+// NaN.
 int64_t written_bytes(const KvCache& cache, Backend& backend) {
   int64_t elements = 0;
   const size_t width = dtype_bytes(cache.layers().front().dtype);
@@ -25,7 +26,8 @@ int64_t written_bytes(const KvCache& cache, Backend& backend) {
   for (const KvLayer& layer : cache.layers()) {
     for (int64_t p = 0; p < cache.pages(); ++p) {
       backend.copy_out(page.data(), layer.data + static_cast<size_t>(p) * page.size(), page.size());
-      for (size_t at = 0; at < page.size(); at += width) elements += std::memcmp(&page[at], untouched.data(), width) != 0 ? 1 : 0;
+      for (size_t at = 0; at < page.size(); at += width)
+        elements += std::memcmp(&page[at], untouched.data(), width) != 0 ? 1 : 0;
     }
   }
   return elements * static_cast<int64_t>(width);
@@ -40,8 +42,8 @@ Finished wait_for_end(TokenStream& stream) {
 
 }  // namespace
 
-CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype, int32_t page_tokens,
-                               int32_t tokens) {
+CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype,
+                               int32_t page_tokens, int32_t tokens) {
   const ModelConfig& config = model.config;
   CHECK_GT(tokens, 1);
   CHECK_LE(tokens, config.context_tokens);
@@ -65,15 +67,18 @@ CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& ma
   for (int32_t p = 0; p < pages; ++p) cache.poison_page(PageId{p});
   auto transformer = std::make_unique<Transformer>(
       config, model.weights, memory,
-      TransformerOptions{.step_tokens_max = kStepTokens, .logits_rows_max = 1, .served_context_tokens = config.context_tokens});
+      TransformerOptions{
+          .step_tokens_max = kStepTokens, .logits_rows_max = 1, .served_context_tokens = config.context_tokens});
   EngineOptions options;
   options.scheduler.pages_total = pages;
   options.scheduler.page_tokens = page_tokens;
   options.scheduler.step_tokens_max = kStepTokens;
   options.scheduler.context_tokens_max = config.context_tokens;
   options.scheduler.prefix_cache = false;
-  Engine engine(options, shape, std::make_unique<TransformerRunner>(std::move(backend), std::move(owned_cache), std::move(transformer), 1),
-                nullptr);
+  Engine engine(
+      options, shape,
+      std::make_unique<TransformerRunner>(std::move(backend), std::move(owned_cache), std::move(transformer), 1),
+      nullptr);
 
   GenerateRequest request;
   request.generated_tokens_max = std::min(kGeneratedTokens, tokens - 1);

@@ -32,8 +32,8 @@ LoadedParameters loaded_parameters(const ModelConfig& config, const ModelWeights
     loaded.attention_kv += kv_rows * layer.qkv->cols();
     loaded.attention += size(*layer.qkv) + size(*layer.o);
     loaded.count += size(*layer.qkv) + size(*layer.o) + size(*layer.gate_up) + size(*layer.down);
-    for (const ParameterVector* vector : {&layer.attention_norm, &layer.qkv_bias, &layer.q_norm, &layer.k_norm, &layer.o_bias,
-                                          &layer.ffn_norm, &layer.gate_up_bias, &layer.down_bias}) {
+    for (const ParameterVector* vector : {&layer.attention_norm, &layer.qkv_bias, &layer.q_norm, &layer.k_norm,
+                                          &layer.o_bias, &layer.ffn_norm, &layer.gate_up_bias, &layer.down_bias}) {
       loaded.count += size(*vector);
     }
   }

@@ -27,10 +27,10 @@ ParameterSaving parameter_saving(const AttentionParameters& mha, const Attention
 
 // Counted in the weights as they lie in the backend's memory.
 struct LoadedParameters {
-  int64_t count = 0;           // elements of all weights and vectors
-  int64_t attention_kv = 0;    // of them, in the projections to K and V
-  int64_t attention = 0;       // in all four attention projections
-  int64_t bytes = 0;           // as loaded: vectors widened to fp32, matrices padded to the backend's panels
+  int64_t count = 0;         // elements of all weights and vectors
+  int64_t attention_kv = 0;  // of them, in the projections to K and V
+  int64_t attention = 0;     // in all four attention projections
+  int64_t bytes = 0;         // as loaded: vectors widened to fp32, matrices padded to the backend's panels
 };
 LoadedParameters loaded_parameters(const ModelConfig& config, const ModelWeights& weights);
 

@@ -20,7 +20,8 @@ std::vector<DecodePoint> measure_decode(const VariantModel& model, const Backend
   const auto backend = make_backend();
   MeteredBackend meter(*backend);
   // Two of each: a meter costs as much as a small step.
-  MeasuredStep step(model, *backend, kv_dtype, contexts.back(), 1), metered_step(model, meter, kv_dtype, contexts.back(), 1);
+  MeasuredStep step(model, *backend, kv_dtype, contexts.back(), 1),
+      metered_step(model, meter, kv_dtype, contexts.back(), 1);
   const KvShape shape = kv_shape(model.config, kv_dtype, 16);
   std::vector<DecodePoint> points;
   for (const int32_t context : contexts) {

@@ -1,6 +1,7 @@
-// Seconds that something took this thread, without those in which it was ready to run while others held the processors: so that a
-// comparison also holds on a machine that is shared. The kernel counts the latter (Linux, /proc/thread-self/schedstat); where it does
-// not, they are not taken off. Waiting for a device or for other threads counts.
+// Seconds that something took this thread, without those in which it was ready to run while others held the processors:
+// so that a comparison also holds on a machine that is shared. The kernel counts the latter (Linux,
+// /proc/thread-self/schedstat); where it does not, they are not taken off. Waiting for a device or for other threads
+// counts.
 #pragma once
 
 #include <chrono>

@@ -25,6 +25,7 @@ VariantModel random_variant(const ModelConfig& config, int32_t kv_heads, const B
   VariantModel variant{.backend = make_backend(), .config = config};
   variant.config.kv_heads = kv_heads;
   variant.config.layers = std::min(config.layers, kVariantLayers);
+  variant.config.window_layers = std::min(config.window_layers, variant.config.layers);
   variant.config.layer_has_rope.resize(static_cast<size_t>(variant.config.layers));
   variant.config.vocab_size = std::min(config.vocab_size, kVariantVocab);
   variant.weights = random_weights(variant.config, config.dtype, 1, *variant.backend);

@@ -16,11 +16,14 @@ namespace {
 
 const BackendMaker kOneThread = [] { return make_cpu_backend({.threads = 1}); };
 
-ModelConfig demo(const std::string& name) { return ModelConfig::load(HEADROOM_SOURCE_DIR "/configs/models/demo-" + name); }
+ModelConfig demo(const std::string& name) {
+  return ModelConfig::load(HEADROOM_SOURCE_DIR "/configs/models/demo-" + name);
+}
 
 TEST(Parameters, OfTheDesignsTable) {
   // d 64, 8 heads of 8: four projections of 64 × 64 as MHA.
-  const AttentionParameters mha = attention_parameters(64, 8, 8, 8), gqa = attention_parameters(64, 8, 2, 8), mqa = attention_parameters(64, 8, 1, 8);
+  const AttentionParameters mha = attention_parameters(64, 8, 8, 8), gqa = attention_parameters(64, 8, 2, 8),
+                            mqa = attention_parameters(64, 8, 1, 8);
   EXPECT_EQ(mha.all(), 16384);
   EXPECT_EQ(gqa.all(), 10240);
   EXPECT_EQ(gqa.kv(), 2048);
@@ -39,7 +42,8 @@ TEST(Parameters, AreCountedInTheLoadedWeights) {
   for (const auto& [name, parameters] : models) {
     const ModelConfig config = demo(name);
     const auto backend = kOneThread();
-    const auto weights = load_weights(HEADROOM_SOURCE_DIR "/configs/models/demo-" + std::string(name), config, *backend);
+    const auto weights =
+        load_weights(HEADROOM_SOURCE_DIR "/configs/models/demo-" + std::string(name), config, *backend);
     const LoadedParameters loaded = loaded_parameters(config, *weights);
     EXPECT_EQ(loaded.count, parameters);
     EXPECT_EQ(loaded.attention_kv, 3 * 2 * 128 * config.kv_heads * 32);
@@ -55,7 +59,8 @@ TEST(Memory, IsWhatWasPredictedToTheByte) {
     int32_t kv_heads;
     int64_t token_bytes;
   };
-  for (const auto& [kv_heads, token_bytes] : {Case{8, 2 * 3 * 8 * 32 * 2}, Case{2, 2 * 3 * 2 * 32 * 2}, Case{1, 2 * 3 * 1 * 32 * 2}}) {
+  for (const auto& [kv_heads, token_bytes] :
+       {Case{8, 2 * 3 * 8 * 32 * 2}, Case{2, 2 * 3 * 2 * 32 * 2}, Case{1, 2 * 3 * 1 * 32 * 2}}) {
     const VariantModel model = random_variant(demo("gqa"), kv_heads, kOneThread);
     for (const int32_t tokens : {2, 100, 160}) {
       const CacheMeasurement cache = measure_cache(model, kOneThread, DType::kBF16, 16, tokens);
@@ -122,13 +127,20 @@ TEST(Gradients, EqualNumericalDifferences) {
 
 // The loss of a case small enough to write down: two tokens, one head of one element.
 TEST(Gradients, LossIsThatOfAttention) {
-  AttentionProblem problem{.tokens = 2, .query_heads = 1, .kv_heads = 1, .head_dim = 1, .q = {1, 2}, .k = {0.5, -1}, .v = {3, 5}, .d_out = {7, 11}};
+  AttentionProblem problem{.tokens = 2,
+                           .query_heads = 1,
+                           .kv_heads = 1,
+                           .head_dim = 1,
+                           .q = {1, 2},
+                           .k = {0.5, -1},
+                           .v = {3, 5},
+                           .d_out = {7, 11}};
   const double p = 1 / (1 + std::exp(-2 - 1));  // of token 0 for row 1: q·k is 1 and −2
   EXPECT_NEAR(attention_loss(problem), 7 * 3 + 11 * (p * 3 + (1 - p) * 5), 1e-12);
   const AttentionGradients d = attention_backward(problem);
   EXPECT_NEAR(d.v[0], 7 + 11 * p, 1e-12);
   EXPECT_NEAR(d.v[1], 11 * (1 - p), 1e-12);
-  EXPECT_NEAR(d.q[0], 0, 1e-12);                                            // one key: nothing to choose
+  EXPECT_NEAR(d.q[0], 0, 1e-12);  // one key: nothing to choose
   EXPECT_NEAR(d.q[1], 11 * p * (1 - p) * (3 - 5) * (0.5 + 1), 1e-12);
   EXPECT_NEAR(d.k[0], 11 * p * (1 - p) * (3 - 5) * 2, 1e-12);
   EXPECT_NEAR(d.k[1], -d.k[0], 1e-12);
@@ -152,7 +164,8 @@ TEST(Gradients, OfCopiedHeadsAddUp) {
   AttentionProblem problem = random_attention_problem(12, 3, 1, 8, 5);
   for (std::vector<double>* tensor : {&problem.q, &problem.d_out}) {
     for (size_t t = 0; t < 12; ++t) {
-      for (size_t d = 0; d < 8; ++d) (*tensor)[(t * 3 + 1) * 8 + d] = (*tensor)[(t * 3 + 2) * 8 + d] = (*tensor)[t * 3 * 8 + d];
+      for (size_t d = 0; d < 8; ++d)
+        (*tensor)[(t * 3 + 1) * 8 + d] = (*tensor)[(t * 3 + 2) * 8 + d] = (*tensor)[t * 3 * 8 + d];
     }
   }
   const std::vector<GradientNorms> norms = kv_gradient_norms_of_group(problem, 0);

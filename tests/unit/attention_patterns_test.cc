@@ -1,4 +1,5 @@
-// The attention that AttentionProbe reads out of the kernel against the softmax of q·k in float64, written here from its definition.
+// The attention that AttentionProbe reads out of the kernel against the softmax of q·k in float64, written here from
+// its definition.
 #include "engine/analysis/attention_patterns.h"
 
 #include <gtest/gtest.h>
@@ -16,14 +17,16 @@ struct Model {
   ModelConfig config;
   std::shared_ptr<const ModelWeights> weights;
 
-  explicit Model(const std::string& name) : config(ModelConfig::load(kDemo + name)) { weights = load_weights(kDemo + name, config, *backend); }
+  explicit Model(const std::string& name) : config(ModelConfig::load(kDemo + name)) {
+    weights = load_weights(kDemo + name, config, *backend);
+  }
 
   AttentionProbe probe(DType type = DType::kBF16, int32_t page_tokens = 16) const {
-    return {config, weights,
-            {.served_context_tokens = 512,
-             .kv_dtype = type,
-             .page_tokens = page_tokens,
-             .make_backend = [] { return make_cpu_backend({.threads = 1}); }}};
+    return {config,
+            weights,
+            {.served_context_tokens = 512, .kv_dtype = type, .page_tokens = page_tokens, .make_backend = [] {
+               return make_cpu_backend({.threads = 1});
+             }}};
   }
 };
 
@@ -86,8 +89,8 @@ TEST(AttentionPatterns, HaveTheWindowOfTheModel) {
   EXPECT_LT(patterns.row_sum_error, 1e-5);
 }
 
-// The point of GQA: the heads of a group look elsewhere, though K and V are one for all of them. (In the demo model's last layer heads 0
-// and 1 were started alike and training did not part them: they are left out there.)
+// The point of GQA: the heads of a group look elsewhere, though K and V are one for all of them. (In the demo model's
+// last layer heads 0 and 1 were started alike and training did not part them: they are left out there.)
 TEST(AttentionPatterns, HeadsOfAGroupDifferWhileTheirKvIsOne) {
   const Model model("gqa");
   for (int32_t layer = 0; layer < 3; ++layer) {
@@ -96,10 +99,12 @@ TEST(AttentionPatterns, HeadsOfAGroupDifferWhileTheirKvIsOne) {
     ASSERT_EQ(patterns.keys.size(), 60u * 2 * 32);  // two heads of K for eight heads of q
     ASSERT_EQ(patterns.queries.size(), 60u * 8 * 32);
     for (int32_t a = 0; a < 8; ++a) {
-      for (int32_t b = layer == 2 && a == 1 ? 1 : 0; b < a; ++b) EXPECT_GT(patterns.head_difference(a, b), 0.01) << layer << ": heads " << a << ", " << b;
+      for (int32_t b = layer == 2 && a == 1 ? 1 : 0; b < a; ++b)
+        EXPECT_GT(patterns.head_difference(a, b), 0.01) << layer << ": heads " << a << ", " << b;
       EXPECT_EQ(patterns.head_difference(a, a), 0);
       for (int32_t g = 0; g < 2; ++g) {
-        EXPECT_NEAR(patterns.kv_head_share[static_cast<size_t>(g * 8 + a)], a / 4 == g ? 1 : 0, 1e-6) << "head " << a << " of KV head " << g;
+        EXPECT_NEAR(patterns.kv_head_share[static_cast<size_t>(g * 8 + a)], a / 4 == g ? 1 : 0, 1e-6)
+            << "head " << a << " of KV head " << g;
       }
     }
   }

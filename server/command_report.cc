@@ -1,0 +1,70 @@
+#include "server/command_report.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+
+#include "server/options.h"
+#include "server/report.h"
+#include "server/report_html.h"
+
+namespace headroom {
+namespace {
+
+// In the form of the demo models' training; any model has something to look back at.
+constexpr const char* kPrompt =
+    "The password for Anna is walnut. The password for Clara is stone. The password for Anna is";
+
+// Opened before anything is measured: a path that cannot be written should not cost a minute.
+std::ofstream open_output(const std::string& path) {
+  std::ofstream out(path, std::ios::binary);
+  if (!out)
+    throw std::runtime_error("--output: " + path + " cannot be written; name a file in a directory that exists");
+  return out;
+}
+
+}  // namespace
+
+int run_report(const std::vector<std::string>& arguments) {
+  ReportOptions options{.prompt = kPrompt};
+  std::string output = "report.html", kv;
+  CLI::App app("Measures what grouped-query attention saves with a model, and writes it as one HTML file",
+               "headroom report");
+  app.add_option("--model", options.model, "model directory in Hugging Face layout")->required();
+  app.add_option("--output", output, "the file to write")->capture_default_str();
+  app.add_option("--kv", kv, "element type of the KV cache; else as config.json's")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  app.add_option("--threads", options.threads,
+                 "of what is timed; one is the least disturbed by others; 0: one per physical core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--context-tokens", options.context_tokens, "the longest at which decoding is measured")
+      ->check(CLI::Range(64, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--prompt", options.prompt, "whose attention is shown; its first 40 tokens")->capture_default_str();
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    if (kv == dtype_name(type)) options.kv = type;
+  }
+  if (!std::filesystem::is_directory(options.model)) {
+    throw std::runtime_error("--model: " + options.model +
+                             " is not a directory; name one with config.json, tokenizer.json and model.safetensors");
+  }
+  std::ofstream out = open_output(output);
+  const Report report = make_report(options, [](int step, int steps, const std::string& what) {
+    std::fprintf(stderr, "[%d/%d] %s\n", step, steps, what.c_str());
+  });
+  out << report_html(report);
+  out.close();
+  if (!out) throw std::runtime_error("--output: " + output + " could not be written to its end; is the disk full?");
+  std::fprintf(stderr, "%s: measured in %.1f s\n", output.c_str(), report.seconds);
+  return 0;
+}
+
+}  // namespace headroom
