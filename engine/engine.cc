@@ -24,7 +24,7 @@ Engine::Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner
       scheduler_(options_.scheduler),
       sampler_(vocab_size_),
       last_progress_time_(Clock::now()) {
-  publish_stats(false);
+  publish_view(0);
   thread_ = std::thread([this] { thread_main(); });
 }
 
@@ -155,6 +155,18 @@ EngineStats Engine::stats() const {
   return result;
 }
 
+std::shared_ptr<const LiveView> Engine::live_view(std::chrono::milliseconds wait_max) {
+  int64_t asked = 0;
+  {
+    std::lock_guard lock(inbox_->mutex);
+    asked = ++inbox_->views_asked;
+  }
+  inbox_->work.notify_one();
+  std::unique_lock lock(view_mutex_);
+  view_made_.wait_for(lock, wait_max, [&] { return view_->asked >= asked; });
+  return view_;
+}
+
 // The engine thread; its step is in engine_step.cc.
 
 void Engine::thread_main() {
@@ -168,11 +180,16 @@ bool Engine::take_inbox() {
   std::vector<RequestId> signalled;
   bool abort_running = false;
   bool stop = false;
-  if (!scheduler_.has_work() && options_.scheduler.pages_total <= options_.idle_check_pages_max) scheduler_.check_conserved();
+  int64_t views_asked = 0;
+  if (unchecked_ && !scheduler_.has_work() && options_.scheduler.pages_total <= options_.idle_check_pages_max) {
+    scheduler_.check_conserved();
+    unchecked_ = false;
+  }
   {
     std::unique_lock lock(inbox_->mutex);
     const auto has_news = [this] {
-      return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->signalled.empty();
+      return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->signalled.empty() ||
+             inbox_->views_asked > views_answered_;
     };
     if (!scheduler_.has_work() && !has_news()) {
       inbox_->work.wait(lock, has_news);
@@ -189,10 +206,13 @@ bool Engine::take_inbox() {
     inbox_->submitted_tokens = 0;
     abort_running = std::exchange(inbox_->abort_running, false);
     stop = inbox_->stop;
+    views_asked = inbox_->views_asked;
   }
   for (auto& live : submitted) admit(std::move(live));
   for (RequestId id : signalled) heed_signal(id);
   if (abort_running) abort_all(FinishReason::abort, "the server is shutting down");
+  unchecked_ = unchecked_ || scheduler_.has_work();
+  if (views_asked > views_answered_) publish_view(views_asked);
   return !stop;
 }
 

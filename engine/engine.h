@@ -2,11 +2,12 @@
 //
 //   plan → run → sample → commit, for as long as there is work
 //
-// Threads: submit(), drain(), stats() from any thread; everything else belongs to the engine thread, which owns all mutable state.
+// Threads: submit(), drain(), stats(), live_view() from any thread; everything else belongs to the engine thread, which owns all mutable state.
 // Invariants: I1–I7 of the README; every accepted request ends in exactly one Finished event, also when the model fails.
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -46,10 +47,26 @@ struct EngineStats {
   int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;
   int64_t preemptions = 0, recomputed_tokens = 0, evicted_pages = 0;
   int64_t steps = 0;
+  int64_t prefill_tokens = 0;  // computed, beside one for each sequence that writes
+  int64_t first_tokens = 0, next_tokens = 0;               // as EngineObserver::on_token counts them
+  double first_token_seconds = 0, next_token_seconds = 0;  // their sums
   bool draining = false, faulted = false;
   std::string fault;             // what the model failed at
   bool work_pending = false;
   double seconds_since_progress = 0;  // of the model; with work pending, a long time means that it hangs
+};
+
+// What the engine holds between two steps, for people to watch.
+struct LiveView {
+  struct Times {
+    int32_t generated_tokens = 0;  // all choices
+    double seconds = 0;            // since arrival
+    double decode_seconds = 0;     // since the first token; 0 before
+  };
+  EngineStats stats;
+  SchedulerView scheduler;
+  std::vector<Times> times;  // beside scheduler.requests
+  int64_t asked = 0;         // which live_view() it answers
 };
 
 class Engine {
@@ -68,6 +85,10 @@ class Engine {
   bool drain(std::chrono::milliseconds grace);
 
   EngineStats stats() const;
+  // Asks the engine thread, which answers between two steps, and waits for that for at most `wait_max`; then what it answered last.
+  // Nothing is done for it while nobody asks.
+  std::shared_ptr<const LiveView> live_view(std::chrono::milliseconds wait_max);
+  const KvShape& kv_shape() const { return shape_; }
   const EngineOptions& options() const { return options_; }
   int32_t vocab_size() const { return vocab_size_; }
 
@@ -104,6 +125,7 @@ class Engine {
   void note_scheduled(const StepPlan& plan);
   void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
   void publish_stats(bool stepped);
+  void publish_view(int64_t asked);
   Live* find(RequestId id);
 
   const EngineOptions options_;
@@ -122,11 +144,17 @@ class Engine {
   std::vector<Draw> draws_;            // [plan.sampled]
   std::vector<SampledToken> sampled_;  // [plan.sampled]
   EngineStats totals_;                        // the counted part of stats_
+  bool unchecked_ = true;                     // something ran since I1 was last checked
+  int64_t views_answered_ = 0;
 
   mutable std::mutex stats_mutex_;
   EngineStats stats_;
   mutable Clock::time_point last_progress_time_;  // a step's end, or when stats() last saw the runner get on
   mutable uint64_t last_progress_ = 0;
+
+  std::mutex view_mutex_;
+  std::condition_variable view_made_;
+  std::shared_ptr<const LiveView> view_;
   std::thread thread_;
 };
 

@@ -49,6 +49,7 @@ struct Engine::Inbox {
   int64_t queue_tokens = 0;
   int64_t submitted_tokens = 0;
   int64_t ids = 0;
+  int64_t views_asked = 0;
   double seconds_per_request = 0.1;  // between ends of requests, smoothed
   std::optional<Clock::time_point> last_end;
 };

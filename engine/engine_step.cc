@@ -30,11 +30,12 @@ void Engine::step() {
     const auto ran = Clock::now();
     settle(plan);
     scheduler_.commit(plan, sampled_);
+    int32_t decode = 0;
+    for (const ScheduledSequence& s : plan.sequences) {
+      decode += s.tokens == 1 && s.first_position >= static_cast<int32_t>(find(s.request)->request.prompt.size()) ? 1 : 0;
+    }
+    totals_.prefill_tokens += plan.tokens - decode;
     if (observer_ != nullptr) {
-      int32_t decode = 0;
-      for (const ScheduledSequence& s : plan.sequences) {
-        decode += s.tokens == 1 && s.first_position >= static_cast<int32_t>(find(s.request)->request.prompt.size()) ? 1 : 0;
-      }
       observer_->on_step({.sequences = static_cast<int32_t>(plan.sequences.size()),
                           .prefill_tokens = plan.tokens - decode,
                           .decode_tokens = decode,
@@ -186,10 +187,15 @@ bool Engine::settle_choice(Live& live, int32_t choice, Draw& draw) {
 void Engine::note_progress(Live& live) {
   const auto now = Clock::now();
   const bool first = !live.first_token;
-  if (observer_ != nullptr && (first || live.request.choices == 1)) {
-    observer_->on_token({.first = first,
-                         .seconds = seconds_between(first ? live.arrival : live.last_token, now),
-                         .context_tokens = static_cast<int64_t>(live.request.prompt.size()) + live.finished.usage.generated_tokens});
+  if (first || live.request.choices == 1) {
+    const double seconds = seconds_between(first ? live.arrival : live.last_token, now);
+    ++(first ? totals_.first_tokens : totals_.next_tokens);
+    (first ? totals_.first_token_seconds : totals_.next_token_seconds) += seconds;
+    if (observer_ != nullptr) {
+      observer_->on_token({.first = first,
+                           .seconds = seconds,
+                           .context_tokens = static_cast<int64_t>(live.request.prompt.size()) + live.finished.usage.generated_tokens});
+    }
   }
   live.last_token = now;
   if (!first) return;
@@ -322,6 +328,31 @@ void Engine::publish_stats(bool stepped) {
   std::lock_guard lock(stats_mutex_);
   stats_ = totals_;
   if (stepped) last_progress_time_ = Clock::now();
+}
+
+void Engine::publish_view(int64_t asked) {
+  publish_stats(false);
+  const auto now = Clock::now();
+  auto view = std::make_shared<LiveView>(LiveView{.stats = totals_, .scheduler = scheduler_.view(), .asked = asked});
+  for (const SchedulerView::Request& request : view->scheduler.requests) {
+    LiveView::Times& times = view->times.emplace_back();
+    const Live* live = find(request.id);
+    if (live == nullptr) continue;  // ended with an error; its pages are back at the next plan
+    times.generated_tokens = live->finished.usage.generated_tokens;
+    times.seconds = seconds_between(live->arrival, now);
+    if (live->first_token) times.decode_seconds = seconds_between(*live->first_token, now);
+  }
+  views_answered_ = asked;
+  {
+    std::lock_guard lock(inbox_->mutex);
+    view->stats.draining = inbox_->draining;
+    view->stats.work_pending = inbox_->accepted > 0;
+  }
+  {
+    std::lock_guard lock(view_mutex_);
+    view_ = std::move(view);
+  }
+  view_made_.notify_all();
 }
 
 }  // namespace headroom

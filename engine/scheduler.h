@@ -23,6 +23,7 @@
 #include "engine/ids.h"
 #include "engine/kv/page_allocator.h"
 #include "engine/kv/prefix_cache.h"
+#include "engine/scheduler_view.h"
 #include "engine/sequence.h"
 #include "engine/tokenizer/token_id.h"
 
@@ -156,6 +157,8 @@ class Scheduler {
   const PageUsage& usage(RequestId id) const;
 
   SchedulerStats stats() const;
+  // REQUIRES that no plan is open.
+  SchedulerView view() const;
   const SchedulerOptions& options() const { return options_; }
   const PageAllocator& pages() const { return allocator_; }
   const PrefixCache* prefix_cache() const { return prefix_cache_ ? &*prefix_cache_ : nullptr; }

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "kernels/check.h"
+#include "server/dashboard.h"
 #include "server/http_server.h"
 #include "server/logging.h"
 #include "server/metrics.h"
@@ -99,7 +100,7 @@ std::vector<std::string> served_names(const ServeOptions& options) {
 class Serving {
  public:
   Serving(const ServeOptions& options, const EndSignal& end)
-      : options_(options), end_(end), names_(served_names(options)), routes_(api_routes(api_options())), metrics_(names_.front(), handlers()) {
+      : options_(options), end_(end), names_(served_names(options)), routes_(all_routes()), metrics_(names_.front(), handlers()) {
     http_ = std::make_unique<HttpServer>(options_.http, routes_, [this](auto path, auto method, int status, double seconds) {
       metrics_.observe_http(path, method, status, seconds);
     });
@@ -162,6 +163,20 @@ class Serving {
     api.metrics_text = [this] { return metrics_.text(); };
     api.now_unix_seconds = [] { return static_cast<int64_t>(time(nullptr)); };
     return api;
+  }
+
+  std::vector<Route> all_routes() {
+    ApiOptions api = api_options();
+    DashboardOptions page;
+    page.feed.model_name = names_.front();
+    page.feed.version = HEADROOM_VERSION;
+    page.feed.show_requests = options_.live_requests == "all" || (options_.live_requests == "auto" && options_.http.api_key_digests.empty());
+    page.watchers_max = options_.live_watchers_max;
+    page.peers = options_.peers;
+    page.served = api.served;
+    std::vector<Route> routes = api_routes(std::move(api));
+    std::ranges::move(dashboard_routes(std::move(page)), std::back_inserter(routes));
+    return routes;
   }
 
   std::vector<std::pair<std::string, std::string>> handlers() const {

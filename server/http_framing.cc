@@ -10,7 +10,7 @@ constexpr size_t kChunkLineBytesMax = 256;
 constexpr size_t kTrailerBytesMax = 4 << 10;
 
 // Headers that handlers use. The others stop here: what nobody reads cannot be misread.
-constexpr std::array<std::string_view, 6> kPassedHeaders = {"host",         "authorization", "content-type",
+constexpr std::array<std::string_view, 7> kPassedHeaders = {"host",         "authorization", "content-type", "origin",
                                                             "x-request-id", "connection",    "user-agent"};
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }

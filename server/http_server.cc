@@ -340,6 +340,8 @@ void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& res
   in.path = request.path;
   const size_t question = request.target.find('?');
   if (question != std::string::npos) in.query = request.target.substr(question + 1);
+  in.host = request.get_header_value("Host");
+  in.origin = request.get_header_value("Origin");
   in.body = std::move(exchange.connection.frame.body());
   in.request_id = exchange.request_id;
   in.client_gone = [&connection = exchange.connection] { return connection.peer_gone(); };

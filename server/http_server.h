@@ -38,6 +38,7 @@ struct HttpRequest {
   std::string path;        // without query
   std::string query;
   std::string body;
+  std::string host, origin;  // headers of these names; empty without
   std::string request_id;  // of the client (X-Request-Id) if well-formed, else made here; echoed in the response
   std::string tenant;      // digest of the API key that was used; empty without keys
   std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms; valid while the request is

@@ -188,6 +188,28 @@ void add_http_rows(std::vector<OptionRow>& rows) {
   rows.push_back(number_row("drain_seconds_max", "HTTP", "SECONDS", 0, 86400, "after SIGTERM, for what runs", FIELD(drain_seconds_max)));
 }
 
+std::vector<Peer> parse_peers(const std::string& text) {
+  std::vector<Peer> peers;
+  std::istringstream in(text);
+  for (std::string item; std::getline(in, item, ',');) {
+    const size_t equals = item.find('=');
+    if (equals == std::string::npos) throw std::runtime_error("must be NAME=URL, with commas between several");
+    peers.push_back(make_peer(item.substr(0, equals), item.substr(equals + 1)));
+  }
+  if (peers.size() > kPeersMax) throw std::runtime_error("must be at most " + std::to_string(kPeersMax) + " servers");
+  return peers;
+}
+
+void add_page_rows(std::vector<OptionRow>& rows) {
+  rows.push_back(number_row("live_watchers_max", "Page", "N", 0, 1024, "that watch the engine at the same time; one more is answered 503",
+                            FIELD(live_watchers_max)));
+  rows.push_back(choice_row("live_requests", "Page", {"auto", "all", "none"},
+                            "whether watchers see each request's size and speed; auto: unless there are API keys", FIELD(live_requests)));
+  rows.push_back({"peers", "Page", "NAME=URL,…", "",
+                  "servers that the page shows beside this one, and whose pages may watch this one; =:PORT means the same host",
+                  [](ServeOptions& o, const std::string& text) { o.peers = parse_peers(text); }});
+}
+
 void add_log_rows(std::vector<OptionRow>& rows) {
   rows.push_back(choice_row("log_level", "Logs", {"debug", "info", "warn", "error", "off"}, "debug has a line for each request",
                             FIELD(log_level)));
@@ -202,6 +224,7 @@ const std::vector<OptionRow>& option_rows() {
     add_kv_rows(made);
     add_scheduling_rows(made);
     add_http_rows(made);
+    add_page_rows(made);
     add_log_rows(made);
     return made;
   }();

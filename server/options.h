@@ -12,6 +12,7 @@
 #include "engine/model/capacity.h"
 #include "kernels/dtype.h"
 #include "server/http_server.h"
+#include "server/peer.h"
 
 namespace headroom {
 
@@ -46,6 +47,11 @@ struct ServeOptions {
   std::string api_keys_file;     // one key per line; empty: no keys needed
   bool introspection = false;     // /v1/attention answers: one forward pass on a thread of its own
   double drain_seconds_max = 45;  // after SIGTERM, for what runs
+
+  // Page
+  int32_t live_watchers_max = 16;      // that watch the engine at the same time; 0: nobody may
+  std::string live_requests = "auto";  // all, none; auto: all unless there are API keys
+  std::vector<Peer> peers;             // servers that the page compares with this one; their pages may watch this one
 
   // Logs
   std::string log_level = "info";

@@ -6,7 +6,7 @@ namespace headroom {
 
 void append_sse_event(std::string_view json, std::string* out) {
   CHECK(json.find_first_of("\r\n") == std::string_view::npos) << "a line break would end the event";
-  out->append("data: ").append(json).append("\n\n");
+  out->append(kSseEventBegin).append(json).append(kSseEventEnd);
 }
 
 void append_sse_done(std::string* out) { out->append("data: [DONE]\n\n"); }

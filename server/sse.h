@@ -12,6 +12,8 @@ namespace headroom {
 
 inline constexpr std::string_view kSseContentType = "text/event-stream; charset=utf-8";
 
+inline constexpr std::string_view kSseEventBegin = "data: ", kSseEventEnd = "\n\n";
+
 // data: {json}\n\n. REQUIRES: no line break in `json`, which JsonWriter never writes.
 void append_sse_event(std::string_view json, std::string* out);
 void append_sse_done(std::string* out);
