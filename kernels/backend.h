@@ -45,7 +45,8 @@ class Weight {
   virtual size_t bytes() const = 0;
 };
 
-// One layer's part of the KV pool: pages of [K|V][G][page_tokens][K]. Page p begins at data + p · page_stride bytes.
+// One layer's part of the KV pool: pages of [K|V][G][page_tokens][K]; int8 pages have fp32 scales [K|V][G][page_tokens] behind
+// their elements. Page p begins at data + p · page_stride bytes.
 struct KvLayer {
   std::byte* data = nullptr;
   size_t page_stride_bytes = 0;
@@ -53,6 +54,10 @@ struct KvLayer {
   int32_t kv_heads = 0;     // G
   int32_t page_tokens = 0;  // 16, 32 or 64
   int32_t head_dim = 0;     // K
+
+  int64_t rows() const { return int64_t{kv_heads} * page_tokens; }  // of K, and of V, in a page
+  size_t page_bytes() const { return 2 * static_cast<size_t>(rows()) * kv_row_bytes(dtype, head_dim); }
+  size_t scales_offset() const { return 2 * static_cast<size_t>(rows() * head_dim) * dtype_bytes(dtype); }
 };
 
 // The rows of one step, flat, in the backend's memory. Rows of a sequence are neighbours and its positions ascend by one.

@@ -8,9 +8,18 @@
 
 namespace headroom {
 
-enum class DType : uint8_t { kF32, kBF16, kF16 };
+// kI8, of KV pages alone: whole numbers from -127 to 127, with one fp32 scale for each token and head (quantize.h).
+enum class DType : uint8_t { kF32, kBF16, kF16, kI8 };
 
-constexpr size_t dtype_bytes(DType type) { return type == DType::kF32 ? 4 : 2; }
+constexpr size_t dtype_bytes(DType type) {
+  if (type == DType::kF32) return 4;
+  return type == DType::kI8 ? 1 : 2;
+}
+
+// Bytes of a page that K, or V, of one token and head take: the elements and, where the type has one, their scale.
+constexpr size_t kv_row_bytes(DType type, int32_t head_dim) {
+  return static_cast<size_t>(head_dim) * dtype_bytes(type) + (type == DType::kI8 ? sizeof(float) : 0);
+}
 
 // Names as users write them: --kv bf16.
 constexpr std::string_view dtype_name(DType type) {
@@ -18,6 +27,7 @@ constexpr std::string_view dtype_name(DType type) {
     case DType::kF32: return "fp32";
     case DType::kBF16: return "bf16";
     case DType::kF16: return "fp16";
+    case DType::kI8: return "int8";
   }
   return "?";
 }

@@ -61,9 +61,7 @@ void check_layer(const KvLayer& layer, int32_t query_heads, int32_t kv_heads, in
   CHECK_EQ(head_dim % kHeadDimStep, 0);
   CHECK_GE(head_dim, kHeadDimStep);
   CHECK_LE(head_dim, kHeadDimMax);
-  const size_t page_bytes = size_t{2} * static_cast<size_t>(kv_heads) * static_cast<size_t>(layer.page_tokens) *
-                            static_cast<size_t>(head_dim) * dtype_bytes(layer.dtype);
-  CHECK_GE(layer.page_stride_bytes, page_bytes) << "pages overlap";
+  CHECK_GE(layer.page_stride_bytes, layer.page_bytes()) << "pages overlap";
 }
 
 }  // namespace
@@ -76,6 +74,7 @@ void check_load_weight(std::span<const HostWeight> parts) {
     CHECK_GE(part.rows, 1);
     CHECK_GE(part.cols, 1);
     CHECK(part.data != nullptr);
+    CHECK(part.dtype != DType::kI8) << "a type of KV pages";
   }
 }
 

@@ -36,12 +36,16 @@ struct BenchOptions {
   bool json = false;
 };
 
-DType parse_dtype(const std::string& name) {
-  for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+DType parse_dtype(const std::string& name, std::initializer_list<DType> choices) {
+  std::string known;
+  for (const DType type : choices) {
     if (name == dtype_name(type)) return type;
+    known += (known.empty() ? "" : ", ") + std::string(dtype_name(type));
   }
-  throw std::runtime_error("unknown element type '" + name + "'; use fp32, bf16 or fp16");
+  throw std::runtime_error("unknown element type '" + name + "'; use one of " + known);
 }
+DType parse_kv_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}); }
+DType parse_weight_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16}); }
 
 // Of a machine that others may share, so they are measured beside each row.
 struct MachineLimits {
@@ -125,9 +129,9 @@ class Bench {
       throw std::runtime_error("the benchmark needs a context of " + std::to_string(context_tokens_) + " tokens; the model has " +
                                std::to_string(config_.context_tokens) + ": lower --depth or --prompt");
     }
-    shape_ = kv_shape(config_, parse_dtype(options_.kv_type), kPageTokens);
+    shape_ = kv_shape(config_, parse_kv_dtype(options_.kv_type), kPageTokens);
     auto backend = make_cpu_backend({.threads = options_.threads});
-    auto weights = options_.model.empty() ? random_weights(config_, parse_dtype(options_.weight_type), 1, *backend)
+    auto weights = options_.model.empty() ? random_weights(config_, parse_weight_dtype(options_.weight_type), 1, *backend)
                                           : load_weights(options_.model, config_, *backend);
     const int32_t rows = std::max(kChunkTokens, widest);
     auto transformer = std::make_unique<Transformer>(

@@ -135,10 +135,11 @@ void add_kv_rows(std::vector<OptionRow>& rows) {
   rows.push_back({"kv_memory", "KV cache", "BYTES|SHARE%", "what all sequences need, at most 25% of the free memory",
                   "size of the KV pool: 4GiB, 512MiB, or a share of the free memory",
                   [](ServeOptions& o, const std::string& text) { o.kv_memory = parse_memory_amount(text); }});
-  rows.push_back({"kv", "KV cache", "fp32|bf16|fp16", "as config.json's", "element type of the KV cache",
+  rows.push_back({"kv", "KV cache", "fp32|bf16|fp16|int8", "as config.json's",
+                  "element type of the KV cache; int8 has a scale for each token and head",
                   [](ServeOptions& o, const std::string& text) {
-                    parse_choice(text, {"fp32", "bf16", "fp16"});
-                    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+                    parse_choice(text, {"fp32", "bf16", "fp16", "int8"});
+                    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
                       if (dtype_name(type) == text) o.kv = type;
                     }
                   }});

@@ -2,34 +2,46 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "engine/analysis/forwarding_backend.h"
 #include "engine/kv/kv_cache.h"
 #include "kernels/check.h"
+#include "kernels/quantize.h"
 
 namespace headroom {
 namespace {
 
-void append_element(DType type, float value, std::vector<std::byte>& out) {
-  const auto append = [&out](const auto& bits) {
-    const auto* bytes = reinterpret_cast<const std::byte*>(&bits);
-    out.insert(out.end(), bytes, bytes + sizeof bits);
+// Row `row` of a page of `layer`'s: of K, then of V.
+void write_row(const KvLayer& layer, std::byte* page, int64_t row, std::span<const float> values) {
+  std::byte* at = page + static_cast<size_t>(row * layer.head_dim) * dtype_bytes(layer.dtype);
+  const auto write = [&](const auto& convert) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto bits = convert(values[i]);
+      std::memcpy(at + i * sizeof bits, &bits, sizeof bits);
+    }
   };
-  switch (type) {
-    case DType::kF32:
-      return append(value);
-    case DType::kBF16:
-      return append(f32_to_bf16(value));
-    case DType::kF16:
-      return append(f32_to_f16(value));
+  switch (layer.dtype) {
+    case DType::kF32: return write([](float value) { return value; });
+    case DType::kBF16: return write(f32_to_bf16);
+    case DType::kF16: return write(f32_to_f16);
+    case DType::kI8: {
+      const float scale = quantize_int8(values.data(), layer.head_dim, reinterpret_cast<int8_t*>(at));
+      std::memcpy(page + layer.scales_offset() + static_cast<size_t>(row) * sizeof scale, &scale, sizeof scale);
+    }
   }
 }
 
-float element(DType type, const std::byte* at) {
-  if (type == DType::kF32) return *reinterpret_cast<const float*>(at);
-  const auto bits = *reinterpret_cast<const uint16_t*>(at);
-  return type == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+float element(const KvLayer& layer, const std::byte* page, int64_t row, int64_t i) {
+  const std::byte* at = page + static_cast<size_t>(row * layer.head_dim + i) * dtype_bytes(layer.dtype);
+  switch (layer.dtype) {
+    case DType::kF32: return *reinterpret_cast<const float*>(at);
+    case DType::kBF16: return bf16_to_f32(*reinterpret_cast<const uint16_t*>(at));
+    case DType::kF16: return f16_to_f32(*reinterpret_cast<const uint16_t*>(at));
+    case DType::kI8: return *reinterpret_cast<const int8_t*>(at) * reinterpret_cast<const float*>(page + layer.scales_offset())[row];
+  }
+  return 0.0f;
 }
 
 // Lets the forward pass through and looks at one call of paged_attention, of one sequence that begins at position 0.
@@ -65,7 +77,7 @@ class AttentionRecorder : public ForwardingBackend {
     if (with_kv_head_share_) read_kv_head_share(call);
   }
 
-  // Page p of the sequence, [K|V][G][page_tokens][K], from the layer's pool to the host.
+  // Page p of the sequence from the layer's pool to the host.
   std::vector<std::byte> page(const Call& call, size_t p) {
     std::vector<std::byte> bytes(call.layer.page_stride_bytes);
     const auto id = static_cast<size_t>(call.batch.page_tables[p]);
@@ -86,11 +98,10 @@ class AttentionRecorder : public ForwardingBackend {
                       reinterpret_cast<const std::byte*>(call.qkv.row(t)), q_bytes);
       if (t % page_tokens == 0) bytes = page(call, static_cast<size_t>(t / page_tokens));
       for (int32_t i = 0; i < G * K; ++i) {
-        const auto slot = static_cast<size_t>((i / K * page_tokens + t % page_tokens) * K + i % K);
+        const int64_t row = i / K * page_tokens + t % page_tokens;
         const auto at = static_cast<size_t>(t * G * K + i);
-        patterns_.keys[at] = element(call.layer.dtype, bytes.data() + slot * dtype_bytes(call.layer.dtype));
-        patterns_.values[at] =
-            element(call.layer.dtype, bytes.data() + bytes.size() / 2 + slot * dtype_bytes(call.layer.dtype));
+        patterns_.keys[at] = element(call.layer, bytes.data(), row, i % K);
+        patterns_.values[at] = element(call.layer, bytes.data(), call.layer.rows() + row, i % K);
       }
     }
   }
@@ -109,17 +120,16 @@ class AttentionRecorder : public ForwardingBackend {
     KvLayer layer = call.layer;
     layer.data = scratch_pages_->data();
     const int32_t pages = static_cast<int32_t>(pages_for_tokens(patterns_.tokens, layer.page_tokens));
-    std::vector<std::byte> values;
+    std::vector<float> row(static_cast<size_t>(layer.head_dim));
     for (int32_t p = 0; p < pages; ++p) {
-      values.clear();
-      for (int32_t g = 0; g < layer.kv_heads; ++g) {
-        for (int32_t i = 0; i < layer.page_tokens * layer.head_dim; ++i) {
-          append_element(layer.dtype, value(p * layer.page_tokens + i / layer.head_dim, g, i % layer.head_dim), values);
-        }
+      std::vector<std::byte> bytes = page(call, static_cast<size_t>(p));
+      for (int32_t r = 0; r < layer.rows(); ++r) {
+        const int32_t token = p * layer.page_tokens + r % layer.page_tokens;
+        for (int32_t i = 0; i < layer.head_dim; ++i) row[static_cast<size_t>(i)] = value(token, r / layer.page_tokens, i);
+        write_row(layer, bytes.data(), layer.rows() + r, row);
       }
       const auto id = static_cast<size_t>(call.batch.page_tables[static_cast<size_t>(p)]);
-      inner_.copy_in(layer.data + id * layer.page_stride_bytes + layer.page_stride_bytes / 2, values.data(),
-                     values.size());
+      inner_.copy_in(layer.data + id * layer.page_stride_bytes, bytes.data(), bytes.size());
     }
     const Matrix out(reinterpret_cast<float*>(scratch_out_->data()), patterns_.tokens, call.out.cols);
     inner_.paged_attention(out, call.qkv, layer, call.batch, call.params);

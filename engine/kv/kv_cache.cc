@@ -33,7 +33,7 @@ void KvCache::copy_page(PageId from, PageId to) {
 }
 
 void KvCache::poison_page(PageId page) {
-  // All bits set is a NaN in fp32, bf16 and fp16 alike.
+  // All bits set is a NaN in fp32, bf16 and fp16 alike, and in the scales of int8.
   const std::vector<std::byte> nan(layers_.front().page_stride_bytes, std::byte{0xFF});
   for (int32_t layer = 0; layer < shape_.layers; ++layer) backend_.copy_in(page_data(layer, page), nan.data(), nan.size());
 }

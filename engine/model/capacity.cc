@@ -9,7 +9,7 @@ namespace {
 
 // K and V of one layer, one token, `heads` KV heads.
 int64_t layer_token_bytes(const KvShape& shape, int64_t heads) {
-  return 2 * heads * shape.head_dim * static_cast<int64_t>(dtype_bytes(shape.dtype));
+  return 2 * heads * static_cast<int64_t>(kv_row_bytes(shape.dtype, shape.head_dim));
 }
 
 // The most tokens, up to the context, whose pages are within the pool. Pages grow with tokens: bisection.

@@ -22,7 +22,7 @@ struct KvShape {
   int32_t window_tokens = 0;
   int32_t step_tokens = kStepTokensDefault;  // rows of one step: a window layer holds what all of them see
 
-  // 2 · layers · G · K · bytes per element
+  // 2 · layers · G · (K · bytes per element + bytes of the scale that int8 has)
   int64_t token_bytes() const;
   int64_t mha_token_bytes() const;   // the same with G = Q
   int64_t page_bytes() const;        // token_bytes · page_tokens

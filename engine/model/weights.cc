@@ -156,6 +156,8 @@ float element_to_f32(const std::byte* data, DType dtype, size_t index) {
       return bf16_to_f32(read(uint16_t{}));
     case DType::kF16:
       return f16_to_f32(read(uint16_t{}));
+    case DType::kI8:
+      break;  // of KV pages alone
   }
   return 0.0f;
 }

@@ -25,6 +25,8 @@ void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::spa
         case DType::kF16:
           copy_row<uint16_t>(out.row(t), table, tokens[t], f16_to_f32);
           break;
+        case DType::kI8:
+          break;  // of KV pages alone
       }
     }
   });

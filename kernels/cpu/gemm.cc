@@ -191,6 +191,8 @@ void gemm_any(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, con
       return gemm_of_type<DType::kBF16>(pool, scratch, out, x, weight, bias);
     case DType::kF16:
       return gemm_of_type<DType::kF16>(pool, scratch, out, x, weight, bias);
+    case DType::kI8:
+      break;  // of KV pages alone
   }
 }
 

@@ -12,161 +12,13 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/paged_attention.cc"
-#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
-#include "kernels/cpu/attention_tile.h"
-#include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/attention_block-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headroom {
 namespace HWY_NAMESPACE {
-
-using cpu::AttentionCall;
-using cpu::AttentionTile;
-using cpu::kBlockKeys;
-using cpu::kChunkKeys;
-using cpu::KeyRange;
-using cpu::kTileQueryRows;
-using cpu::SoftmaxState;
-using cpu::TileMemory;
-using cpu::visible;
-
-constexpr int kBlockVectors = kBlockKeys / kLanes;
-
-// Where the K and V rows of a block lie. Keys come in chunks of kChunkKeys whose rows are neighbours in a page.
-template <DType type>
-struct BlockRows {
-  const Element<type>* k[kBlockKeys / kChunkKeys];  // null: the chunk has no key of the range, and maybe no page
-  const Element<type>* v[kBlockKeys / kChunkKeys];
-  int64_t head_dim;
-
-  BlockRows(const AttentionCall& call, const AttentionTile& tile, int32_t block, KeyRange range)
-      : head_dim(call.layer.head_dim) {
-    const KvLayer& layer = call.layer;
-    const int64_t head_elements = int64_t{layer.page_tokens} * head_dim;
-    for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
-      const int32_t first = block + c * kChunkKeys;
-      k[c] = v[c] = nullptr;
-      if (first + kChunkKeys <= range.begin || first >= range.end) continue;
-      const size_t page = static_cast<size_t>(tile.page_table[first / layer.page_tokens]);
-      const std::byte* data = layer.data + page * layer.page_stride_bytes;
-      k[c] = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements +
-             first % layer.page_tokens * head_dim;
-      v[c] = k[c] + layer.kv_heads * head_elements;
-    }
-  }
-
-  const Element<type>* value(int32_t key) const { return v[key / kChunkKeys] + key % kChunkKeys * head_dim; }
-};
-
-#if HWY_TARGET == HWY_SCALAR
-template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>*, const Element<type>*,
-                               int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; ++i) to[i * kBlockKeys] = element_to_f32<type>(rows[i]);
-}
-#else
-// 16 bytes of every fourth row, side by side.
-template <class D, class T>
-HWY_INLINE hn::Vec<D> gather_rows(D d, const T* from, int64_t stride) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return hn::LoadU(d, reinterpret_cast<const hn::TFromD<D>*>(from));
-  } else {
-    const hn::Half<D> half;
-    const T* upper = from + static_cast<int64_t>(hn::MaxLanes(D())) / 2 * stride;
-    return hn::Combine(d, gather_rows(half, upper, stride), gather_rows(half, from, stride));
-  }
-}
-
-// Four vectors of [row / 4][4 words], of rows 0, 1, 2, 3 modulo 4, become four vectors that each have one word of all
-// rows in order.
-template <class D, class V>
-HWY_INLINE void transpose_words(D d, V (&words)[4]) {
-  const hn::RepartitionToWide<D> wide;
-  const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(d, words[0], words[1]));
-  const auto ab_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[0], words[1]));
-  const auto ce_low = hn::BitCast(wide, hn::InterleaveLower(d, words[2], words[3]));
-  const auto ce_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[2], words[3]));
-  words[0] = hn::BitCast(d, hn::InterleaveLower(wide, ab_low, ce_low));
-  words[1] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_low, ce_low));
-  words[2] = hn::BitCast(d, hn::InterleaveLower(wide, ab_high, ce_high));
-  words[3] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_high, ce_high));
-}
-
-// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of the next
-// block's keys and values are asked for, a few lines at a time, because a burst of prefetches fills the core's miss
-// buffers and stalls it.
-template <size_t kBytes, class T>
-HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
-  const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
-  for (size_t line = 0; line < kBytes; line += 64) hwy::Prefetch(begin + line);
-}
-
-// to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element or two 16-bit ones, which widen after
-// the transpose. `ahead_k` and `ahead_v`, unless null: the same rows of the next block.
-template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k,
-                               const Element<type>* ahead_v, int64_t head_dim) {
-  const DF d;
-  const hn::RebindToUnsigned<DF> d32;
-  constexpr int kPerWord = type == DType::kF32 ? 1 : 2;
-  for (int64_t i = 0; i < head_dim; i += 4 * kPerWord) {
-    if (ahead_k != nullptr) {
-      prefetch_ahead<kLanes * 16>(ahead_k, i * kLanes);
-      prefetch_ahead<kLanes * 16>(ahead_v, i * kLanes);
-    }
-    hn::Vec<decltype(d32)> words[4];
-    HEADROOM_UNROLL
-    for (int row = 0; row < 4; ++row) words[row] = gather_rows(d32, rows + row * head_dim + i, head_dim);
-    transpose_words(d32, words);
-    HEADROOM_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      float* out = to + (i + word * kPerWord) * kBlockKeys;
-      if constexpr (type == DType::kF32) {
-        hn::Store(hn::BitCast(d, words[word]), d, out);
-      } else if constexpr (type == DType::kBF16) {
-        hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(words[word])), d, out);
-        hn::Store(hn::BitCast(d, hn::And(words[word], hn::Set(d32, 0xFFFF0000u))), d, out + kBlockKeys);
-      } else {
-        const hn::Rebind<uint16_t, DF> d16;
-        const hn::Rebind<hwy::float16_t, DF> half;
-        const auto low = hn::TruncateTo(d16, hn::And(words[word], hn::Set(d32, 0xFFFFu)));
-        const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(words[word]));
-        hn::Store(hn::PromoteTo(d, hn::BitCast(half, low)), d, out);
-        hn::Store(hn::PromoteTo(d, hn::BitCast(half, high)), d, out + kBlockKeys);
-      }
-    }
-  }
-}
-#endif
-
-// The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed
-// with the others: a lane meets no other lane until it has been masked.
-template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& next) {
-  for (int32_t j = 0; j < kBlockKeys; j += kLanes) {
-    const int32_t c = j / kChunkKeys;
-    if (rows.k[c] == nullptr) continue;
-    const int64_t at = j % kChunkKeys * rows.head_dim;
-    const bool ahead = next.k[c] != nullptr;
-    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? next.k[c] + at : nullptr, ahead ? next.v[c] + at : nullptr,
-                         rows.head_dim);
-  }
-}
-
-// The values of keys [begin, end) of the block as rows [kBlockKeys][padded_dim].
-template <DType type>
-void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
-  const DF d;
-  for (int32_t j = begin; j < end; ++j) {
-    const Element<type>* from = rows.value(j);
-    float* row = to + j * padded_dim;
-    int64_t i = 0;
-    for (; i + kLanes <= rows.head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
-    for (; i < rows.head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
-  }
-}
 
 // weights[r][j] = q[r] · k[j] over the whole block.
 template <int kRows>
@@ -286,14 +138,17 @@ HWY_INLINE hn::Mask<DF> key_mask(int v, int32_t block, KeyRange range) {
 }
 
 // Scales and masks the scores of one row and raises its maximum; returns old maximum − new maximum.
-HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, int32_t block, KeyRange range) {
+template <class Scales>
+HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, const Scales& scales, int32_t block,
+                               KeyRange range) {
   const DF d;
   const VF scale = hn::Set(d, scale_log2);
   const VF none = hn::Set(d, -std::numeric_limits<float>::infinity());
   VF largest = none;
   HEADROOM_UNROLL
   for (int v = 0; v < kBlockVectors; ++v) {
-    const VF score = hn::IfThenElse(key_mask(v, block, range), hn::Mul(hn::Load(d, scores + v * kLanes), scale), none);
+    const VF product = scales.of_keys(v, hn::Load(d, scores + v * kLanes));
+    const VF score = hn::IfThenElse(key_mask(v, block, range), hn::Mul(product, scale), none);
     hn::Store(score, d, scores + v * kLanes);
     largest = hn::Max(largest, score);
   }
@@ -302,17 +157,19 @@ HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, 
   return old_maximum - *maximum;
 }
 
-// Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`; returns their sum.
-HWY_INLINE float weigh(float* scores, float maximum, int32_t block, KeyRange range) {
+// Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`; returns their sum. What is
+// stored is to be multiplied with the values, so it has their scales in it; the sum has not.
+template <class Scales>
+HWY_INLINE float weigh(float* scores, float maximum, const Scales& scales, int32_t block, KeyRange range) {
   const DF d;
   const VF shift = hn::Set(d, maximum);
   VF sum = hn::Zero(d);
   HEADROOM_UNROLL
   for (int v = 0; v < kBlockVectors; ++v) {
     const VF weight = exp2_nonpositive(hn::Sub(hn::Load(d, scores + v * kLanes), shift));
-    const VF masked = hn::IfThenElseZero(key_mask(v, block, range), weight);
-    hn::Store(masked, d, scores + v * kLanes);
-    sum = hn::Add(sum, masked);
+    const auto mask = key_mask(v, block, range);
+    hn::Store(hn::IfThenElseZero(mask, scales.of_values(v, weight)), d, scores + v * kLanes);
+    sum = hn::Add(sum, hn::IfThenElseZero(mask, weight));
   }
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
@@ -337,6 +194,7 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
                                        head_dim);
   });
 
+  const BlockScales<type> scales(rows);
   KeyRange ranges[kTileQueryRows];
   HWY_ALIGN float decay[kTileQueryRows] = {};
   bool uniform = true;
@@ -345,14 +203,14 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     uniform &= ranges[t] == ranges[0];
     if (ranges[t].empty()) continue;
     for (int r = t * group; r < (t + 1) * group; ++r) {
-      decay[r] = raise_maximum(memory.weights + r * kBlockKeys, memory.split.max + r, scale_log2, block, ranges[t]);
+      decay[r] = raise_maximum(memory.weights + r * kBlockKeys, memory.split.max + r, scale_log2, scales, block, ranges[t]);
     }
   }
   exp2_rows(decay);
   for (int32_t t = 0; t < tile.tokens; ++t) {
     if (ranges[t].empty()) continue;
     for (int r = t * group; r < (t + 1) * group; ++r) {
-      const float added = weigh(memory.weights + r * kBlockKeys, memory.split.max[r], block, ranges[t]);
+      const float added = weigh(memory.weights + r * kBlockKeys, memory.split.max[r], scales, block, ranges[t]);
       memory.split.sum[r] = memory.split.sum[r] * decay[r] + added;
     }
   }
@@ -452,6 +310,8 @@ void attend_split_any(const AttentionCall& call, const AttentionTile& tile, Tile
       return attend_split<DType::kBF16>(call, tile, memory, split);
     case DType::kF16:
       return attend_split<DType::kF16>(call, tile, memory, split);
+    case DType::kI8:
+      return attend_split<DType::kI8>(call, tile, memory, split);
   }
 }
 

@@ -50,13 +50,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <cstring>
 
+#include "kernels/quantize.h"
+
 namespace headroom {
 HWY_EXPORT(prepare_heads);
 
 namespace cpu {
 namespace {
 
-void store_rounded(std::byte* to, const float* from, int64_t count, DType dtype) {
+// `scale`: where the row's scale goes, if its type has one.
+void store_rounded(std::byte* to, float* scale, const float* from, int64_t count, DType dtype) {
   uint16_t* halves = reinterpret_cast<uint16_t*>(to);
   switch (dtype) {
     case DType::kF32:
@@ -68,20 +71,22 @@ void store_rounded(std::byte* to, const float* from, int64_t count, DType dtype)
     case DType::kF16:
       for (int64_t i = 0; i < count; ++i) halves[i] = f32_to_f16(from[i]);
       break;
+    case DType::kI8:
+      *scale = quantize_int8(from, count, reinterpret_cast<int8_t*>(to));
+      break;
   }
 }
 
 // Rounds a row's k and v heads into the slot of its position.
 void write_slot(const float* k, const float* v, const KvLayer& layer, int32_t page, int32_t slot) {
   CHECK_GE(page, 0) << "a row's own page must be there";
-  const size_t head_bytes = static_cast<size_t>(layer.head_dim) * dtype_bytes(layer.dtype);
-  const size_t page_head_bytes = head_bytes * static_cast<size_t>(layer.page_tokens);
-  std::byte* k_page = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
-  std::byte* v_page = k_page + page_head_bytes * static_cast<size_t>(layer.kv_heads);
-  for (int32_t g = 0; g < layer.kv_heads; ++g) {
-    const size_t offset = static_cast<size_t>(g) * page_head_bytes + static_cast<size_t>(slot) * head_bytes;
-    store_rounded(k_page + offset, k + g * layer.head_dim, layer.head_dim, layer.dtype);
-    store_rounded(v_page + offset, v + g * layer.head_dim, layer.head_dim, layer.dtype);
+  const int64_t row_bytes = layer.head_dim * static_cast<int64_t>(dtype_bytes(layer.dtype));
+  std::byte* elements = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
+  float* scales = reinterpret_cast<float*>(elements + layer.scales_offset());
+  for (int64_t g = 0; g < layer.kv_heads; ++g) {
+    const int64_t k_row = g * layer.page_tokens + slot, v_row = layer.rows() + k_row;
+    store_rounded(elements + k_row * row_bytes, scales + k_row, k + g * layer.head_dim, layer.head_dim, layer.dtype);
+    store_rounded(elements + v_row * row_bytes, scales + v_row, v + g * layer.head_dim, layer.head_dim, layer.dtype);
   }
 }
 

@@ -52,10 +52,14 @@ template <>
 struct Stored<DType::kF32> {
   using Element = float;
 };
+template <>
+struct Stored<DType::kI8> {
+  using Element = int8_t;
+};
 template <DType type>
 using Element = typename Stored<type>::Element;
 
-// kLanes elements at `from` (any alignment) as fp32.
+// kLanes elements at `from` (any alignment) as fp32; of int8, without its scale.
 template <DType type>
 HWY_INLINE VF load_f32(const Element<type>* from) {
   const DF d;
@@ -65,6 +69,10 @@ HWY_INLINE VF load_f32(const Element<type>* from) {
     const hn::Rebind<uint16_t, DF> d16;
     const hn::RebindToUnsigned<DF> d32;
     return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, from))));
+  } else if constexpr (type == DType::kI8) {
+    const hn::Rebind<int8_t, DF> d8;
+    const hn::RebindToSigned<DF> d32;
+    return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, from)));
   } else {
     const hn::Rebind<hwy::float16_t, DF> d16;
     return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
@@ -73,7 +81,7 @@ HWY_INLINE VF load_f32(const Element<type>* from) {
 
 template <DType type>
 HWY_INLINE float element_to_f32(Element<type> element) {
-  if constexpr (type == DType::kF32) return element;
+  if constexpr (type == DType::kF32 || type == DType::kI8) return element;
   if constexpr (type == DType::kBF16) return bf16_to_f32(element);
   if constexpr (type == DType::kF16) return f16_to_f32(element);
 }

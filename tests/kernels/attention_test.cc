@@ -9,7 +9,7 @@
 namespace headroom {
 namespace {
 
-constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kI8};
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 struct Shape {
@@ -34,21 +34,31 @@ struct Shape {
   }
 };
 
-// The q, k and v of every token of one sequence, already in their final form (no RoPE), exact in the type of the pages.
+// The q, k and v of every token of one sequence, already in their final form (no RoPE), exact in the type of the pages; int8 pages
+// round them, so their keys and values are kept as rounded.
 struct Sequence {
   Shape shape;
   int32_t tokens;
-  std::vector<float> qkv;  // [tokens, cols]
+  std::vector<float> qkv;         // [tokens, cols]
+  std::vector<float> from_pages;  // the same as rounded by int8 pages; empty for other types
 
   Sequence(Shape shape, int32_t tokens, uint64_t seed)
-      : shape(shape),
-        tokens(tokens),
-        qkv(reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f, shape.type)) {}
+      : Sequence(shape, tokens,
+                 reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f, shape.type)) {}
+  Sequence(Shape shape, int32_t tokens, std::vector<float> values)
+      : shape(shape), tokens(tokens), qkv(std::move(values)) {
+    if (shape.type != DType::kI8) return;
+    from_pages = qkv;
+    for (size_t at = 0; at < qkv.size(); at += static_cast<size_t>(shape.head_dim)) {
+      const std::vector<float> row = reference::stored_row(shape.type, std::span(qkv).subspan(at, static_cast<size_t>(shape.head_dim)));
+      std::copy(row.begin(), row.end(), from_pages.begin() + static_cast<int64_t>(at));
+    }
+  }
 
-  std::span<const float> query(int32_t token, int32_t head) const { return part(token, head); }
-  std::span<const float> key(int32_t token, int32_t g) const { return part(token, shape.query_heads() + g); }
+  std::span<const float> query(int32_t token, int32_t head) const { return part(qkv, token, head); }
+  std::span<const float> key(int32_t token, int32_t g) const { return part(kept(), token, shape.query_heads() + g); }
   std::span<const float> value(int32_t token, int32_t g) const {
-    return part(token, shape.query_heads() + shape.kv_heads + g);
+    return part(kept(), token, shape.query_heads() + shape.kv_heads + g);
   }
 
   // Row `token` by the definition, [Q·K]; `skip_last` and `head_shift` make the nearest wrong kernels.
@@ -71,8 +81,9 @@ struct Sequence {
   }
 
  private:
-  std::span<const float> part(int32_t token, int32_t head) const {
-    return {qkv.data() + token * shape.cols() + int64_t{head} * shape.head_dim, static_cast<size_t>(shape.head_dim)};
+  const std::vector<float>& kept() const { return from_pages.empty() ? qkv : from_pages; }
+  std::span<const float> part(const std::vector<float>& rows, int32_t token, int32_t head) const {
+    return {rows.data() + token * shape.cols() + int64_t{head} * shape.head_dim, static_cast<size_t>(shape.head_dim)};
   }
 };
 
@@ -81,10 +92,10 @@ class Pool {
  public:
   Pool(Backend& backend, Shape shape, int32_t page_tokens, int32_t pages, uint64_t seed)
       : backend_(backend), shape_(shape), page_tokens_(page_tokens), free_(static_cast<size_t>(pages)) {
-    const size_t page_bytes = size_t{2} * shape.kv_heads * page_tokens * shape.head_dim * dtype_bytes(shape.type);
+    const size_t page_bytes = size_t{2} * shape.kv_heads * page_tokens *
+                              (shape.head_dim * dtype_bytes(shape.type) + (shape.type == DType::kI8 ? 4 : 0));
     buffer_ = backend.allocate(page_bytes * pages);
-    const std::vector<std::byte> nans =
-        reference::stored(std::vector<float>(page_bytes / dtype_bytes(shape.type), kNaN), shape.type);
+    const std::vector<std::byte> nans(page_bytes, std::byte{0xFF});  // a NaN in every type; of int8, in its scale
     for (int32_t p = 0; p < pages; ++p) backend.copy_in(buffer_->data() + p * page_bytes, nans.data(), page_bytes);
     layer_ = {buffer_->data(), page_bytes, shape.type, shape.kv_heads, page_tokens, shape.head_dim};
     std::iota(free_.begin(), free_.end(), 0);
@@ -375,16 +386,33 @@ TEST(AttentionBits, OneChangedKeyShows) {
 TEST(AttentionBits, ANaNOfALaterTokenStaysThere) {
   // A token whose k and v are NaN poisons the rows that see it and no row before it, in the same tile or not.
   const auto backend = make_cpu_backend({.threads = 1});
-  const Shape shape = small_shape(DType::kF32);
-  Sequence sequence(shape, 60, 24);
-  const std::vector<float> clean = run_alone(*backend, sequence, 16, {0, 60});
-  for (int64_t i = shape.out_cols(); i < shape.cols(); ++i)
-    sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
-  const std::vector<float> poisoned = run_alone(*backend, sequence, 16, {0, 60});
-  const size_t boundary = static_cast<size_t>(37 * shape.out_cols());
-  EXPECT_EQ(reference::bits(std::span(poisoned).first(boundary)), reference::bits(std::span(clean).first(boundary)));
-  for (size_t i = boundary; i < poisoned.size(); ++i)
-    ASSERT_TRUE(std::isnan(poisoned[i])) << "a NaN key or value must show";
+  for (const DType type : kTypes) {
+    const Shape shape = small_shape(type);
+    Sequence sequence(shape, 60, 24);
+    const std::vector<float> clean = run_alone(*backend, sequence, 16, {0, 60});
+    for (int64_t i = shape.out_cols(); i < shape.cols(); i += type == DType::kI8 ? shape.head_dim : 1)  // one is enough for a row of int8
+      sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
+    const std::vector<float> poisoned = run_alone(*backend, sequence, 16, {0, 60});
+    const size_t boundary = static_cast<size_t>(37 * shape.out_cols());
+    EXPECT_EQ(reference::bits(std::span(poisoned).first(boundary)), reference::bits(std::span(clean).first(boundary)));
+    for (size_t i = boundary; i < poisoned.size(); ++i)
+      ASSERT_TRUE(std::isnan(poisoned[i])) << "a NaN key or value must show in " << dtype_name(type);
+  }
+}
+
+// The nearest wrong kernel of int8 pages: one that reads what was not rounded, or a neighbour's scale.
+TEST(Attention, Int8RoundsByTokenAndHead) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  const Shape shape = small_shape(DType::kI8);
+  Sequence sequence(shape, 50, 25);
+  for (size_t i = 0; i < sequence.qkv.size(); i += 7) sequence.qkv[i] *= 5.0f;  // scales that differ
+  sequence = Sequence(shape, 50, sequence.qkv);
+  const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 50});
+  const std::span<const float> last(rows.data() + 49 * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+  EXPECT_LE(reference::largest_difference(last, sequence.expected(49, 0)), kTolerance);
+  Sequence exact = sequence;
+  exact.from_pages.clear();
+  EXPECT_GT(reference::largest_difference(last, exact.expected(49, 0)), 100 * kTolerance);
 }
 
 }  // namespace

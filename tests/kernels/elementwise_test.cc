@@ -133,11 +133,13 @@ TEST_P(RopeKvWrite, NormsTurnsAndStoresWhereThePageTableSays) {
   for (size_t i = 0; i < rope.size(); ++i) rope[i] = std::sin(0.7f * static_cast<float>(i) + 0.3f);
   const std::vector<float> q_norm = reference::random_floats(c.head_dim, 10),
                            k_norm = reference::random_floats(c.head_dim, 11);
-  for (const DType type : kTypes) {
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
     const std::vector<float> before = reference::random_floats(static_cast<size_t>(6 * cols), 12);
     std::vector<float> qkv = before;
     const size_t page_elements = size_t{2} * c.kv_heads * 32 * c.head_dim;
-    const size_t stride = page_elements * dtype_bytes(type) + 128;  // other layers lie between a layer's pages
+    const size_t scales_at = page_elements * dtype_bytes(type);
+    const size_t scale_bytes = type == DType::kI8 ? size_t{2} * c.kv_heads * 32 * 4 : 0;
+    const size_t stride = scales_at + scale_bytes + 128;  // other layers lie between a layer's pages
     const auto pool = backend->allocate(stride * 5);
     std::memset(pool->data(), 0xFF, stride * 5);  // NaN in every type
     const KvLayer layer{pool->data(), stride, type, c.kv_heads, 32, c.head_dim};
@@ -173,13 +175,18 @@ TEST_P(RopeKvWrite, NormsTurnsAndStoresWhereThePageTableSays) {
         ASSERT_LE(reference::largest_difference(row, expected), 3e-6) << "row " << t << ", head " << h;
         if (is_q) continue;
         const int32_t g = is_v ? h - c.query_heads - c.kv_heads : h - c.query_heads;
+        const size_t page_row = ((is_v ? c.kv_heads : 0) + g) * size_t{32} + positions[t] % 32;
+        float scale = 1.0f;
+        if (type == DType::kI8) {
+          const size_t at = page * stride + scales_at + page_row * 4;
+          std::memcpy(&scale, pool->data() + at, 4);
+          std::fill_n(written.begin() + static_cast<int64_t>(at), 4, true);
+        }
+        const std::vector<float> expected_row = reference::stored_row(type, row);
         for (int32_t i = 0; i < c.head_dim; ++i) {
-          const size_t element =
-              ((is_v ? c.kv_heads : 0) + g) * size_t{32} * c.head_dim + positions[t] % 32 * size_t(c.head_dim) + i;
-          const size_t at = page * stride / dtype_bytes(type) + element;
+          const size_t at = page * stride / dtype_bytes(type) + page_row * size_t(c.head_dim) + i;
           written[at] = true;
-          ASSERT_EQ(reference::load_stored(pool->data() + at * dtype_bytes(type), type),
-                    reference::round_to(type, row[i]));
+          ASSERT_EQ(reference::load_stored(pool->data() + at * dtype_bytes(type), type) * scale, expected_row[i]);
         }
       }
     }

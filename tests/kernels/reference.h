@@ -3,6 +3,7 @@
 // arithmetic alone.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -25,8 +26,24 @@ inline float round_to(DType type, float value) {
       return bf16_to_f32(f32_to_bf16(value));
     case DType::kF16:
       return f16_to_f32(f32_to_f16(value));
+    case DType::kI8:
+      break;  // rounds rows, not elements
   }
   return value;
+}
+
+// What a page gives back of one row of K or V.
+inline std::vector<float> stored_row(DType type, std::span<const float> row) {
+  std::vector<float> stored(row.begin(), row.end());
+  if (type != DType::kI8) {
+    for (float& value : stored) value = round_to(type, value);
+    return stored;
+  }
+  float largest = 0.0f;
+  for (const float value : row) largest = std::max(largest, std::abs(value));
+  const float scale = largest / 127.0f;
+  for (float& value : stored) value = scale == 0.0f ? 0.0f : std::nearbyint(value / scale) * scale;
+  return stored;
 }
 
 inline std::vector<float> random_floats(size_t count, uint64_t seed, float scale = 1.0f, DType type = DType::kF32) {
@@ -51,7 +68,9 @@ inline std::vector<std::byte> stored(std::span<const float> values, DType type) 
   return bytes;
 }
 
+// Of int8 without its scale.
 inline float load_stored(const std::byte* from, DType type) {
+  if (type == DType::kI8) return static_cast<float>(static_cast<int8_t>(*from));
   if (type == DType::kF32) {
     float value;
     std::memcpy(&value, from, 4);

@@ -314,7 +314,7 @@ int64_t from_environment(const char* name, int64_t otherwise) {
 }
 
 TEST_P(BitExact, RandomSchedulesChangeNoBit) {
-  const int64_t schedules = from_environment("HEADROOM_SCHEDULES", 2000) / 4;
+  const int64_t schedules = from_environment("HEADROOM_SCHEDULES", 2000) / 5;
   const auto first_seed = static_cast<uint64_t>(from_environment("HEADROOM_SEED", 1));
   Outcome total;
   for (int64_t i = 0; i < schedules; ++i) {
@@ -355,7 +355,8 @@ TEST_P(BitExact, SabotageIsSeen) {
 
 INSTANTIATE_TEST_SUITE_P(Kv, BitExact,
                          ::testing::Values(Variant{"bf16", DType::kBF16, 0}, Variant{"fp16", DType::kF16, 0},
-                                           Variant{"fp32", DType::kF32, 0}, Variant{"bf16_window", DType::kBF16, 40}),
+                                           Variant{"fp32", DType::kF32, 0}, Variant{"bf16_window", DType::kBF16, 40},
+                                           Variant{"int8", DType::kI8, 0}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -65,7 +65,7 @@ double difference_from_softmax(const AttentionPatterns& a, int32_t window_tokens
 TEST(AttentionPatterns, AreTheSoftmaxOfWhatLiesInThePages) {
   for (const char* name : {"mha", "gqa", "mqa"}) {
     const Model model(name);
-    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
       for (const int32_t tokens : {1, 17, 75}) {
         const AttentionPatterns patterns = model.probe(type, tokens == 75 ? 32 : 16).read(some_tokens(tokens), 2);
         EXPECT_LT(difference_from_softmax(patterns, 0), 2e-6) << name << ' ' << tokens;

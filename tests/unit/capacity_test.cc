@@ -91,6 +91,8 @@ TEST(Capacity, ElementTypeScalesEveryByte) {
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kF32).token_bytes(), 2 * 2 * 2 * 16 * 4);
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kBF16).token_bytes(), 2 * 2 * 2 * 16 * 2);
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kF16).token_bytes(), 2 * 2 * 2 * 16 * 2);
+  EXPECT_EQ(shape(2, 4, 2, 16, DType::kI8).token_bytes(), 2 * 2 * 2 * (16 + 4));  // with a scale for each head
+  EXPECT_EQ(shape(2, 4, 2, 16, DType::kI8).mha_token_bytes(), 2 * 2 * 4 * (16 + 4));
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kF16, 32).page_bytes(), 32 * 256);
   EXPECT_EQ(shape(2, 4, 2, 16, DType::kF16, 32).layer_page_bytes(), 32 * 128);
 }
