@@ -13,7 +13,7 @@ namespace headroom {
 namespace {
 
 constexpr int64_t kConcurrencyMax = 1 << 16;  // as running_sequences_max
-constexpr DType kKvTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+constexpr DType kKvTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kI8};
 
 std::optional<int64_t> whole_number(std::string_view text, int64_t min, int64_t max) {
   int64_t value = 0;
@@ -173,7 +173,7 @@ std::string set_capacity_parameter(std::string_view name, std::string_view value
     question->concurrency = *requests;
   } else if (name == "kv_dtype") {
     const auto* type = std::ranges::find(kKvTypes, value, dtype_name);
-    if (type == std::end(kKvTypes)) return "must be one of fp32, bf16, fp16";
+    if (type == std::end(kKvTypes)) return "must be one of fp32, bf16, fp16, int8";
     question->kv_dtype = *type;
   } else if (name == "kv_heads") {
     return set_kv_heads(value, &question->config);
