@@ -46,8 +46,11 @@ int run_report(const std::vector<std::string>& arguments) {
   app.add_option("--prompt", options.prompt, "whose attention is shown; its first 40 tokens")->capture_default_str();
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
+  } catch (const CLI::CallForHelp&) {
+    std::fputs(app.help().c_str(), stdout);
+    return 0;
   } catch (const CLI::ParseError& error) {
-    return app.exit(error);
+    throw std::runtime_error(std::string(error.what()) + "; see headroom report --help");
   }
   for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
     if (kv == dtype_name(type)) options.kv = type;

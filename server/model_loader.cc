@@ -165,6 +165,22 @@ std::string kv_table(const KvPlan& plan) {
          "\n  longest request   " + text(plan.context_tokens) + " tokens";
 }
 
+int64_t checked_weight_bytes(const ModelConfig& config, const std::string& model, int64_t available_bytes) {
+  const int64_t weight_bytes = config.parameters() * static_cast<int64_t>(dtype_bytes(config.dtype));
+  if (weight_bytes > available_bytes) {
+    throw std::runtime_error(model + ": the weights need " + format_bytes(weight_bytes) + ", and " + format_bytes(available_bytes) +
+                             " of memory are free: use a smaller model, or a machine with more memory");
+  }
+  return weight_bytes;
+}
+
+void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const std::string& model) {
+  if (tokenizer.vocab_size() > config.vocab_size) {
+    throw std::runtime_error(model + ": tokenizer.json has token ids up to " + std::to_string(tokenizer.vocab_size() - 1) +
+                             ", but the model's vocabulary ends at " + std::to_string(config.vocab_size - 1));
+  }
+}
+
 std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
                                         const std::function<void(size_t done, size_t total)>& progress) {
   const std::filesystem::path dir = options.model;
@@ -173,19 +189,12 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
   }
   Phases phases;
   ModelConfig config = ModelConfig::load(dir);
-  const int64_t weight_bytes = config.parameters() * static_cast<int64_t>(dtype_bytes(config.dtype));
   const int64_t available_bytes = available_memory_bytes();
-  if (weight_bytes > available_bytes) {
-    throw std::runtime_error(options.model + ": the weights need " + format_bytes(weight_bytes) + ", and " + format_bytes(available_bytes) +
-                             " of memory are free: use a smaller model, or a machine with more memory");
-  }
+  const int64_t weight_bytes = checked_weight_bytes(config, options.model, available_bytes);
   KvPlan plan = plan_kv(config, options, available_bytes - weight_bytes);
   phases.end("config");
   Tokenizer tokenizer = Tokenizer::load(dir);
-  if (tokenizer.vocab_size() > config.vocab_size) {
-    throw std::runtime_error(options.model + ": tokenizer.json has token ids up to " + std::to_string(tokenizer.vocab_size() - 1) +
-                             ", but the model's vocabulary ends at " + std::to_string(config.vocab_size - 1));
-  }
+  check_vocabulary(tokenizer, config, options.model);
   const auto model = std::make_shared<LoadedModel>(
       LoadedModel{.config = std::move(config), .plan = plan, .tokenizer = std::move(tokenizer), .chat_template = ChatTemplate::load(dir)});
   const nlohmann::json tokenizer_config = read_json_if_there(dir / "tokenizer_config.json");

@@ -8,7 +8,9 @@
 
 #include "engine/kv/kv_cache.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "server/model_loader.h"
 #include "server/model_shapes.h"
+#include "server/process_stats.h"
 
 namespace headroom {
 namespace {
@@ -66,19 +68,24 @@ VariantReport measure_variant(const ModelConfig& config, int32_t kv_heads, DType
   // A window would hide what is compared: how the bytes of a context grow.
   model.config.window_tokens = model.config.window_layers = 0;
   report.cache =
-      measure_cache(model, make_backend, kv_dtype, kPageTokens, std::min(kMeasuredTokens, config.context_tokens));
+      measure_cache(model, make_backend, kv_dtype, kPageTokens, std::min(kMeasuredTokens, config.context_tokens - 1));
   report.decode =
       measure_decode(model, make_backend, kv_dtype, decode_contexts(model.config, kv_dtype, context_tokens));
   return report;
 }
 
-void read_attention(const ReportOptions& options, const VariantModel& model, const BackendMaker& make_backend,
-                    Report& report) {
+std::vector<TokenId> read_prompt(const ReportOptions& options, const ModelConfig& config, Report& report) {
   const Tokenizer tokenizer = Tokenizer::load(options.model);
+  check_vocabulary(tokenizer, config, options.model);
   std::vector<TokenId> tokens = tokenizer.encode(options.prompt, true);
   if (tokens.empty()) throw std::runtime_error("--prompt must have at least one token");
-  tokens.resize(std::min<size_t>({tokens.size(), kPromptTokensMax, static_cast<size_t>(model.config.context_tokens)}));
+  tokens.resize(std::min<size_t>({tokens.size(), kPromptTokensMax, static_cast<size_t>(config.context_tokens)}));
   for (const TokenId token : tokens) report.tokens.emplace_back(tokenizer.token_bytes(token));
+  return tokens;
+}
+
+void read_attention(std::span<const TokenId> tokens, const VariantModel& model, const BackendMaker& make_backend,
+                    Report& report) {
   const AttentionProbe probe(model.config, model.weights,
                              {.served_context_tokens = model.config.context_tokens,
                               .kv_dtype = report.kv_dtype,
@@ -126,6 +133,8 @@ Report make_report(const ReportOptions& options, const ReportProgress& progress)
   const auto next = [&](const std::string& what) { progress(++step, steps, what); };
 
   next("loading " + options.model);
+  const std::vector<TokenId> tokens = read_prompt(options, report.config, report);
+  checked_weight_bytes(report.config, options.model, available_memory_bytes());
   VariantModel model{.backend = make_backend(), .config = report.config};
   model.weights = load_weights(options.model, model.config, *model.backend);
   report.backend = model.backend->description();
@@ -133,12 +142,13 @@ Report make_report(const ReportOptions& options, const ReportProgress& progress)
   next("published shapes");
   report.configurations = real_configurations(make_backend);
   for (const int32_t kv_heads : compared) {
-    next("cache, operations and decoding with " + std::to_string(kv_heads) + " KV heads");
+    next("cache, operations and decoding with " + std::to_string(kv_heads) +
+         (kv_heads == 1 ? " KV head" : " KV heads"));
     report.variants.push_back(
         measure_variant(model.config, kv_heads, report.kv_dtype, options.context_tokens, make_backend));
   }
   next("attention patterns");
-  read_attention(options, model, make_backend, report);
+  read_attention(tokens, model, make_backend, report);
   next("gradients");
   report.gradients = measure_gradients(report.patterns.back());
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -110,8 +110,9 @@ class Table {
   }
   std::string html() const {
     const std::string name = escape_xml(caption_);
-    return "<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"" + name + "\"><table><caption><span>" + name +
-           "</span></caption><thead><tr>" + head_ + "</tr></thead><tbody>\n" + rows_ + "</tbody></table></div>\n";
+    return "<div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"" + name + "\"><table><caption><span>" +
+           name + "</span></caption><thead><tr>" + head_ + "</tr></thead><tbody>\n" + rows_ +
+           "</tbody></table></div>\n";
   }
 
  private:
@@ -517,16 +518,18 @@ std::string summary(const Report& report) {
   const DecodePoint &longest = fewer.decode.back(), &mha = variants.front().decode.back();
   double worst = 0;
   for (const auto& [group, check] : report.gradients.checks) worst = std::max({worst, check.q, check.k, check.v});
+  const std::string faster =
+      fact(times(mha.step_seconds / longest.step_seconds),
+           "faster decoding with " + plural(fewer.kv_heads, "KV head") + " than with " +
+               std::to_string(variants.front().kv_heads) + " at " + grouped(longest.context_tokens) +
+               " tokens, for 1/" + std::to_string(mha.kv_bytes / longest.kv_bytes) + " of the KV bytes");
   return "<ul class=\"facts\">\n" +
          fact(grouped(shape.token_bytes()) + " bytes",
               "of KV cache per token; multi-head attention would take " + grouped(shape.mha_token_bytes())) +
          fact(of_all(as_predicted),
               "head counts whose KV bytes were found in the running engine as predicted, to the byte") +
          fact(of_all(flops_equal), "head counts whose counted operations equal the closed form") +
-         fact(times(mha.step_seconds / longest.step_seconds),
-              "faster decoding with " + plural(fewer.kv_heads, "KV head") + " than with " +
-                  std::to_string(variants.front().kv_heads) + " at " + grouped(longest.context_tokens) +
-                  " tokens, for 1/" + std::to_string(mha.kv_bytes / longest.kv_bytes) + " of the KV bytes") +
+         (variants.size() == 1 ? "" : faster) +
          fact(scientific(worst), "largest difference of the backward pass from numerical gradients") + "</ul>\n";
 }
 

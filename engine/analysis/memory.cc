@@ -46,7 +46,7 @@ CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& ma
                                int32_t page_tokens, int32_t tokens) {
   const ModelConfig& config = model.config;
   CHECK_GT(tokens, 1);
-  CHECK_LE(tokens, config.context_tokens);
+  CHECK_LT(tokens, config.context_tokens);
   CHECK_EQ(config.window_tokens, 0);
   const KvShape shape = kv_shape(config, kv_dtype, page_tokens);
   const int64_t pages = pages_for_tokens(tokens, page_tokens) + 3;  // a few that must stay untouched

@@ -27,7 +27,7 @@ struct CacheMeasurement {
   }
 };
 
-// Runs one request of `tokens` positions through an engine of the model's own. REQUIRES: 1 < tokens ≤ the model's
+// Runs one request of `tokens` positions through an engine of the model's own. REQUIRES: 1 < tokens < the model's
 // context; no window (pages would be given back). Throws std::runtime_error where the request fails.
 CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& make_backend, DType kv_dtype,
                                int32_t page_tokens, int32_t tokens);

@@ -9,7 +9,7 @@
 namespace headroom {
 namespace {
 
-constexpr double kSecondsMax = 1.5;  // for one context, after three steps
+constexpr double kSecondsMax = 0.4;  // for one context, after three steps
 
 }  // namespace
 

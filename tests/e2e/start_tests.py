@@ -107,6 +107,17 @@ def tests(binary, model):
                 said = in_threads(2, lambda index: ask("--port", str(listener.getsockname()[1])) if index else answer_once(listener, answer))[1]
                 assert said.returncode == 1 and ("loading" if answer.startswith(b"HTTP") else "no answer from") in said.stderr, said
 
+    def the_report_is_a_file_that_needs_nothing_else():
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "report.html")
+            done = subprocess.run([binary, "report", "--model", model, "--output", path, "--context-tokens", "2048"], capture_output=True,
+                                  text=True, timeout=300, cwd=ROOT)
+            assert done.returncode == 0 and done.stdout == "" and "[7/7]" in done.stderr, done
+            with open(path, encoding="utf-8") as file:
+                page = file.read()
+            assert page.startswith("<!doctype html>") and page.endswith("</html>\n") and "655,360" in page and "differs</span>" not in page
+            return f"{done.stderr.splitlines()[-1].split()[-2]} s, {len(page.encode()) >> 10} KiB"
+
     def answer_once(listener, answer):
         connection, _ = listener.accept()
         with connection:
@@ -114,5 +125,6 @@ def tests(binary, model):
             connection.sendall(answer)
 
     checks = [bad_starts_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
-              the_start_shows_the_pool, health_says_whether_a_server_is_ready, the_same_by_a_file_and_json_logs]
+              the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, health_says_whether_a_server_is_ready,
+              the_same_by_a_file_and_json_logs]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]

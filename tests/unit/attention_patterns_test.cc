@@ -4,8 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <string>
+#include <thread>
+
+#include "engine/analysis/memory.h"
 
 namespace headroom {
 namespace {
@@ -108,6 +112,27 @@ TEST(AttentionPatterns, HeadsOfAGroupDifferWhileTheirKvIsOne) {
       }
     }
   }
+}
+
+// The weights are shared with an engine that runs; nothing else is.
+TEST(AttentionPatterns, AreReadBesideAnEngine) {
+  const BackendMaker make_backend = [] { return make_cpu_backend({.threads = 2}); };
+  VariantModel model{.backend = make_backend(), .config = ModelConfig::load(kDemo + "gqa")};
+  model.weights = load_weights(kDemo + "gqa", model.config, *model.backend);
+  const AttentionProbe probe(model.config, model.weights, {.served_context_tokens = 512, .make_backend = make_backend});
+  const AttentionPatterns alone = probe.read(some_tokens(50), 1);
+  std::atomic<int> equal = 0;
+  std::vector<std::thread> readers;
+  for (int i = 0; i < 2; ++i) {
+    readers.emplace_back([&] {
+      for (int n = 0; n < 5; ++n) equal += probe.read(some_tokens(50), 1).probabilities == alone.probabilities ? 1 : 0;
+    });
+  }
+  for (int n = 0; n < 3; ++n) {
+    EXPECT_TRUE(measure_cache(model, make_backend, DType::kBF16, 16, 200).is_as_predicted());
+  }
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_EQ(equal, 10);
 }
 
 TEST(AttentionPatterns, StopsWhenNobodyWaits) {

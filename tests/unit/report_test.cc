@@ -142,8 +142,9 @@ TEST(ReportCommand, SaysWhatWouldDo) {
   const std::string demo = HEADROOM_SOURCE_DIR "/configs/models/demo-gqa";
   EXPECT_THAT(error_of({"--model", demo, "--output", "/nowhere/report.html"}),
               HasSubstr("/nowhere/report.html cannot be written"));
-  EXPECT_THAT(error_of({"--model", demo, "--kv", "int3"}), Not("exit 0"));
-  EXPECT_THAT(error_of({}), Not("exit 0"));
+  EXPECT_THAT(error_of({"--model", demo, "--output", "/dev/null", "--prompt", ""}), HasSubstr("at least one token"));
+  EXPECT_THAT(error_of({"--model", demo, "--kv", "int3"}), HasSubstr("fp32,bf16,fp16"));
+  EXPECT_THAT(error_of({}), HasSubstr("--model is required"));
 }
 
 }  // namespace
