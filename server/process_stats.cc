@@ -62,9 +62,13 @@ ProcessStats read_process_stats() {
 int64_t available_memory_bytes() {
   int64_t available = std::numeric_limits<int64_t>::max();
   if (const auto kib = number_after("/proc/meminfo", "MemAvailable:")) available = *kib * 1024;
-  const auto group_max = number_in("/sys/fs/cgroup/memory.max");
-  const auto group_used = number_in("/sys/fs/cgroup/memory.current");
-  if (group_max && group_used) available = std::min(available, std::max<int64_t>(0, *group_max - *group_used));
+  // A container's limit, by the second and by the first version of control groups.
+  for (const auto& [max_file, used_file] : {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+                                            {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+    const auto group_max = number_in(max_file);
+    const auto group_used = number_in(used_file);
+    if (group_max && group_used) available = std::min(available, std::max<int64_t>(0, *group_max - *group_used));
+  }
   return available;
 }
 

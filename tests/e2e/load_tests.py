@@ -1,16 +1,20 @@
 """Many clients at once: streams, disconnects, drain. Answers must not change, pages must come back."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
 import resource
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 
 from api_tests import GREEDY, PROMPT, client_of, model_of
-from harness import Server, in_threads, open_socket, raw_request
+from harness import ROOT, Server, Skipped, in_threads, open_socket, raw_request
 
 PROMPTS = [f"The password for {name} is {word}. What is the password for {name}?"
            for name, word in (("Anna", "walnut"), ("Boris", "river"), ("Clara", "stone"), ("David", "lamp"), ("Elena", "cloud"),
@@ -245,6 +249,30 @@ def tests_with_own_server(binary, model):
             assert_all_pages_back(server)
             return f"{answers[200]} of 16 beside 64 completions, {len(pattern['tokens'])} tokens each"
 
-    checks = [sigterm_lets_what_runs_complete, a_second_signal_ends_at_once, api_keys_are_needed_and_never_shown,
+    def the_sweep_records_what_the_server_says():
+        """tests/load/sweep.py, small: bytes by arithmetic, what can never fit, and more requests than fit."""
+        if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("tqdm") is None:
+            raise Skipped("the packages aiohttp and tqdm are not installed; ./dev test installs them into build/venv")
+        with Server(binary, model, "--kv-memory", "3MiB", "--running-sequences-max", "64") as server, tempfile.NamedTemporaryFile("r") as file:
+            sweep = [sys.executable, os.path.join(ROOT, "tests/load/sweep.py"), f"gqa={server.base_url}"]
+            done = subprocess.run([*sweep, "--contexts", "64,1000,20000", "--concurrency", "1,3", "--tokens", "16", "--saturate", "512",
+                                   "--json", file.name], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            record = json.load(file)
+            token_bytes = server.metric("headroom_kv_token_bytes")
+            assert record["servers"]["gqa"]["token_bytes"] == token_bytes
+            fitting = [cell for cell in record["cells"] if "refused" not in cell]
+            assert [(c["context"], c["concurrency"]) for c in fitting] == [(64, 1), (64, 3), (1000, 1), (1000, 3)]
+            assert {c["context"] for c in record["cells"] if "refused" in c} == {20000}
+            for cell in fitting:
+                assert cell["kv_bytes_of_a_request"] == -(-(cell["context"] - 1) // 16) * 16 * token_bytes, cell  # the last token is not computed
+                assert 0 < cell["ttft_seconds"] and cell["most_running"] <= cell["concurrency"], cell
+                assert cell["concurrency"] > 1 or 0 < cell["token_seconds"] < 1, cell  # several may never decode at the same time
+            most = record["saturation"][0]["most_at_once"]
+            assert 2 <= most <= record["saturation"][0]["requests"] - 1, record["saturation"]
+        unreachable = subprocess.run([*sweep[:2], "x=http://127.0.0.1:1"], capture_output=True, text=True, timeout=60)
+        assert unreachable.returncode == 1 and unreachable.stderr.count("\n") == 1, unreachable
+
+    checks = [sigterm_lets_what_runs_complete, the_sweep_records_what_the_server_says, a_second_signal_ends_at_once, api_keys_are_needed_and_never_shown,
               attention_is_read_beside_what_runs]
     return [("load: " + check.__name__.replace("_", " "), check) for check in checks]
