@@ -14,7 +14,6 @@ Needs aiohttp and tqdm; --plot needs matplotlib.
 
 import argparse
 import asyncio
-import itertools
 import json
 import random
 import statistics
@@ -58,8 +57,8 @@ class Server:
     async def complete(self, prompt, tokens):
         """One streamed request: its times, and the KV that the answer says it took."""
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
-                "stream_options": {"include_usage": True}}
-        began, arrivals, usage = time.monotonic(), [], None
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        began, marks, usage = time.monotonic(), [], None  # marks: when, and how many tokens had come; a chunk may hold several
         async with self.session.post(self.url + "/v1/completions", json=body) as response:
             if response.status == 400:
                 raise Refused((await response.json())["error"]["message"])
@@ -69,12 +68,12 @@ class Server:
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line[6:])
-                if event.get("choices"):
-                    arrivals.append(time.monotonic())
-                usage = event.get("usage") or usage
+                usage = event["usage"]
+                if event["choices"]:
+                    marks.append((time.monotonic(), usage["completion_tokens"]))
         if usage is None or usage["completion_tokens"] != tokens:
             raise RuntimeError(f"{self.url}: the stream ended early")
-        return {"began": began, "first": arrivals[0], "last": arrivals[-1], "arrivals": arrivals, "kv_bytes": usage["kv_cache"]["bytes"],
+        return {"began": began, "first": marks[0][0], "last": marks[-1][0], "marks": marks, "kv_bytes": usage["kv_cache"]["bytes"],
                 "mha_bytes": usage["kv_cache"]["mha_equivalent_bytes"]}
 
 
@@ -108,9 +107,8 @@ def random_prompt(generator, length):
     return generator.choices(TOKEN_IDS, k=length)
 
 
-def quantile(values, share):
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def tokens_at(marks, when):
+    return max((tokens for at, tokens in marks if at <= when), default=0)
 
 
 async def run_cell(server, context, concurrency, tokens, generator):
@@ -123,14 +121,12 @@ async def run_cell(server, context, concurrency, tokens, generator):
         if isinstance(failure, Refused):
             return {**row, "refused": str(failure)}
         raise failure
-    together = (max(r["first"] for r in done), min(r["last"] for r in done))  # all decode, nothing is prefilled
-    decoded = sum(sum(together[0] < at <= together[1] for at in r["arrivals"]) for r in done)
-    seconds = together[1] - together[0]
-    gaps = [b - a for r in done for a, b in itertools.pairwise(r["arrivals"]) if a >= together[0]]
+    begin, end = max(r["first"] for r in done), min(r["last"] for r in done)  # all decode, nothing is prefilled
+    decoded = sum(tokens_at(r["marks"], end) - tokens_at(r["marks"], begin) for r in done) if end > begin else 0
     whole = max(r["last"] for r in done) - min(r["began"] for r in done)
     return {**row, "ttft_seconds": statistics.median(r["first"] - r["began"] for r in done),
-            "token_seconds": concurrency * seconds / decoded if decoded else None, "gap_seconds_p95": quantile(gaps, 0.95) if gaps else None,
-            "decode_tokens_per_second": decoded / seconds if seconds > 0 else None,
+            "token_seconds": concurrency * (end - begin) / decoded if decoded else None,
+            "decode_tokens_per_second": decoded / (end - begin) if decoded else None,
             "tokens_per_second": concurrency * tokens / whole, "kv_bytes_of_a_request": max(r["kv_bytes"] for r in done),
             "mha_bytes_of_a_request": max(r["mha_bytes"] for r in done), **{f"most_{key}": value for key, value in sampler.highest.items()},
             "preemptions": sampler.counted("vllm:num_preemptions_total")}
@@ -219,7 +215,8 @@ def draw(record, path):
         rows = [c for c in best(record) if c["server"] == name and c["concurrency"] == fewest and "refused" not in c]
         contexts = [c["context"] for c in rows]
         axes[0].plot(contexts, [c["kv_bytes_of_a_request"] / 2**20 for c in rows], "o-", color=colors[name], label=name)
-        axes[1].plot(contexts, [c["token_seconds"] * 1e3 for c in rows], "o-", color=colors[name], label=name)
+        timed = [c for c in rows if c["token_seconds"]]
+        axes[1].plot([c["context"] for c in timed], [c["token_seconds"] * 1e3 for c in timed], "o-", color=colors[name], label=name)
     for axis, title, unit in ((axes[0], "KV of one request", "MiB"), (axes[1], "time of a token", "ms")):
         axis.set(title=title, ylabel=unit, xlabel="context, tokens", xscale="log", yscale="log")
         ticks = sorted({c["context"] for c in record["cells"]})
