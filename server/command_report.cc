@@ -35,7 +35,7 @@ int run_report(const std::vector<std::string>& arguments) {
   app.add_option("--model", options.model, "model directory in Hugging Face layout")->required();
   app.add_option("--output", output, "the file to write")->capture_default_str();
   app.add_option("--kv", kv, "element type of the KV cache; else as config.json's")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16", "int8"}));
   app.add_option("--threads", options.threads,
                  "of what is timed; one is the least disturbed by others; 0: one per physical core")
       ->check(CLI::Range(0, 1024))
@@ -52,7 +52,7 @@ int run_report(const std::vector<std::string>& arguments) {
   } catch (const CLI::ParseError& error) {
     throw std::runtime_error(std::string(error.what()) + "; see headroom report --help");
   }
-  for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
     if (kv == dtype_name(type)) options.kv = type;
   }
   if (!std::filesystem::is_directory(options.model)) {

@@ -247,7 +247,8 @@ std::string memory_section(const Report& report) {
   chart.title += ", 8,192 tokens";
   return section(
       2, "Memory of real configurations",
-      paragraph("A token costs 2 · layers · KV heads · head_dim · bytes per element. That number is arithmetic: what a "
+      paragraph("A token costs 2 · layers · KV heads · head_dim · bytes per element (int8: and a scale for each head). "
+                "That number is arithmetic: what a "
                 "request takes is "
                 "known before a model is loaded, and what the engine allocates, holds and writes is that number.") +
           figure(to_svg(chart)) + measured.html() +

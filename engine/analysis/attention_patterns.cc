@@ -2,47 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "engine/analysis/forwarding_backend.h"
+#include "engine/analysis/kv_rows.h"
 #include "engine/kv/kv_cache.h"
 #include "kernels/check.h"
-#include "kernels/quantize.h"
 
 namespace headroom {
 namespace {
-
-// Row `row` of a page of `layer`'s: of K, then of V.
-void write_row(const KvLayer& layer, std::byte* page, int64_t row, std::span<const float> values) {
-  std::byte* at = page + static_cast<size_t>(row * layer.head_dim) * dtype_bytes(layer.dtype);
-  const auto write = [&](const auto& convert) {
-    for (size_t i = 0; i < values.size(); ++i) {
-      const auto bits = convert(values[i]);
-      std::memcpy(at + i * sizeof bits, &bits, sizeof bits);
-    }
-  };
-  switch (layer.dtype) {
-    case DType::kF32: return write([](float value) { return value; });
-    case DType::kBF16: return write(f32_to_bf16);
-    case DType::kF16: return write(f32_to_f16);
-    case DType::kI8: {
-      const float scale = quantize_int8(values.data(), layer.head_dim, reinterpret_cast<int8_t*>(at));
-      std::memcpy(page + layer.scales_offset() + static_cast<size_t>(row) * sizeof scale, &scale, sizeof scale);
-    }
-  }
-}
-
-float element(const KvLayer& layer, const std::byte* page, int64_t row, int64_t i) {
-  const std::byte* at = page + static_cast<size_t>(row * layer.head_dim + i) * dtype_bytes(layer.dtype);
-  switch (layer.dtype) {
-    case DType::kF32: return *reinterpret_cast<const float*>(at);
-    case DType::kBF16: return bf16_to_f32(*reinterpret_cast<const uint16_t*>(at));
-    case DType::kF16: return f16_to_f32(*reinterpret_cast<const uint16_t*>(at));
-    case DType::kI8: return *reinterpret_cast<const int8_t*>(at) * reinterpret_cast<const float*>(page + layer.scales_offset())[row];
-  }
-  return 0.0f;
-}
 
 // Lets the forward pass through and looks at one call of paged_attention, of one sequence that begins at position 0.
 class AttentionRecorder : public ForwardingBackend {
@@ -100,8 +68,8 @@ class AttentionRecorder : public ForwardingBackend {
       for (int32_t i = 0; i < G * K; ++i) {
         const int64_t row = i / K * page_tokens + t % page_tokens;
         const auto at = static_cast<size_t>(t * G * K + i);
-        patterns_.keys[at] = element(call.layer, bytes.data(), row, i % K);
-        patterns_.values[at] = element(call.layer, bytes.data(), call.layer.rows() + row, i % K);
+        patterns_.keys[at] = kv_element(call.layer, bytes.data(), row, i % K);
+        patterns_.values[at] = kv_element(call.layer, bytes.data(), call.layer.rows() + row, i % K);
       }
     }
   }
@@ -125,8 +93,9 @@ class AttentionRecorder : public ForwardingBackend {
       std::vector<std::byte> bytes = page(call, static_cast<size_t>(p));
       for (int32_t r = 0; r < layer.rows(); ++r) {
         const int32_t token = p * layer.page_tokens + r % layer.page_tokens;
-        for (int32_t i = 0; i < layer.head_dim; ++i) row[static_cast<size_t>(i)] = value(token, r / layer.page_tokens, i);
-        write_row(layer, bytes.data(), layer.rows() + r, row);
+        for (int32_t i = 0; i < layer.head_dim; ++i)
+          row[static_cast<size_t>(i)] = value(token, r / layer.page_tokens, i);
+        write_kv_row(layer, bytes.data(), layer.rows() + r, row);
       }
       const auto id = static_cast<size_t>(call.batch.page_tables[static_cast<size_t>(p)]);
       inner_.copy_in(layer.data + id * layer.page_stride_bytes, bytes.data(), bytes.size());

@@ -1,8 +1,9 @@
 #include "engine/analysis/measured_step.h"
 
-#include <cstring>
 #include <numeric>
 #include <random>
+
+#include "engine/analysis/kv_rows.h"
 
 namespace headroom {
 
@@ -16,22 +17,23 @@ MeasuredStep::MeasuredStep(const VariantModel& model, Backend& backend, DType kv
           {.step_tokens_max = rows_max, .logits_rows_max = 1, .served_context_tokens = model.config.context_tokens}),
       page_table_(static_cast<size_t>(cache_.pages())) {
   std::iota(page_table_.begin(), page_table_.end(), 0);
-  fill(kv_dtype);
+  fill();
 }
 
-void MeasuredStep::fill(DType kv_dtype) {
+void MeasuredStep::fill() {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
-  std::vector<std::byte> page(cache_.layers().front().page_stride_bytes);
-  const size_t width = dtype_bytes(kv_dtype);
-  for (size_t at = 0; at < page.size(); at += width) {
-    const float value = normal(random);
-    const uint16_t half = kv_dtype == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-    std::memcpy(&page[at], kv_dtype == DType::kF32 ? static_cast<const void*>(&value) : &half, width);
+  const KvLayer& shape = cache_.layers().front();
+  std::vector<std::byte> page(shape.page_bytes());
+  std::vector<float> values(static_cast<size_t>(shape.head_dim));
+  for (int64_t row = 0; row < 2 * shape.rows(); ++row) {
+    for (float& value : values) value = normal(random);
+    write_kv_row(shape, page.data(), row, values);
   }
   for (const KvLayer& layer : cache_.layers()) {
-    for (int64_t p = 0; p < cache_.pages(); ++p)
-      backend_.copy_in(layer.data + static_cast<size_t>(p) * page.size(), page.data(), page.size());
+    for (int64_t p = 0; p < cache_.pages(); ++p) {
+      backend_.copy_in(layer.data + static_cast<size_t>(p) * layer.page_stride_bytes, page.data(), page.size());
+    }
   }
 }
 

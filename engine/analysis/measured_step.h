@@ -24,7 +24,7 @@ class MeasuredStep {
 
  private:
   static constexpr int32_t kPageTokens = 32;
-  void fill(DType kv_dtype);
+  void fill();
 
   Backend& backend_;
   Stopwatch stopwatch_;

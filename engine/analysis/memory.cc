@@ -16,21 +16,35 @@ constexpr int32_t kStepTokens = 512;
 constexpr int32_t kGeneratedTokens = 8;  // or fewer: the rest of the positions is prompt
 constexpr std::chrono::seconds kEventSecondsMax{300};
 
-// Bytes of the pool that KvCache::poison_page did not leave: whole elements, since no element that is computed is that
-// NaN.
-int64_t written_bytes(const KvCache& cache, Backend& backend) {
-  int64_t elements = 0;
-  const size_t width = dtype_bytes(cache.layers().front().dtype);
-  std::vector<std::byte> page(cache.layers().front().page_stride_bytes);
-  const std::vector<std::byte> untouched(width, std::byte{0xFF});
+// What no page that was written holds, element by element: NaN, and in int8 a number beyond its 127.
+std::vector<std::byte> blank_page(const KvLayer& layer) {
+  std::vector<std::byte> page(layer.page_bytes(), std::byte{0xFF});
+  if (layer.dtype == DType::kI8) std::fill_n(page.begin(), layer.scales_offset(), std::byte{0x80});
+  return page;
+}
+
+// Calls visit(page's bytes in the pool) for every page of every layer.
+template <typename Visit>
+void for_each_page(const KvCache& cache, const Visit& visit) {
   for (const KvLayer& layer : cache.layers()) {
-    for (int64_t p = 0; p < cache.pages(); ++p) {
-      backend.copy_out(page.data(), layer.data + static_cast<size_t>(p) * page.size(), page.size());
-      for (size_t at = 0; at < page.size(); at += width)
-        elements += std::memcmp(&page[at], untouched.data(), width) != 0 ? 1 : 0;
-    }
+    for (int64_t p = 0; p < cache.pages(); ++p) visit(layer.data + static_cast<size_t>(p) * layer.page_stride_bytes);
   }
-  return elements * static_cast<int64_t>(width);
+}
+
+// Bytes of the pool that are no longer blank, in whole elements and scales.
+int64_t written_bytes(const KvCache& cache, Backend& backend) {
+  const KvLayer& layer = cache.layers().front();
+  const std::vector<std::byte> blank = blank_page(layer);
+  std::vector<std::byte> page(blank.size());
+  size_t bytes = 0;
+  for_each_page(cache, [&](const std::byte* at_page) {
+    backend.copy_out(page.data(), at_page, page.size());
+    for (size_t at = 0, width = 0; at < page.size(); at += width) {
+      width = at < layer.scales_offset() ? dtype_bytes(layer.dtype) : sizeof(float);
+      if (std::memcmp(&page[at], &blank[at], width) != 0) bytes += width;
+    }
+  });
+  return static_cast<int64_t>(bytes);
 }
 
 Finished wait_for_end(TokenStream& stream) {
@@ -64,7 +78,8 @@ CacheMeasurement measure_cache(const VariantModel& model, const BackendMaker& ma
   auto owned_cache = std::make_unique<KvCache>(shape, pages, memory);
   KvCache& cache = *owned_cache;
   result.pool_bytes_allocated = cache.pool_bytes();
-  for (int32_t p = 0; p < pages; ++p) cache.poison_page(PageId{p});
+  const std::vector<std::byte> blank = blank_page(cache.layers().front());
+  for_each_page(cache, [&](std::byte* at_page) { memory.copy_in(at_page, blank.data(), blank.size()); });
   auto transformer = std::make_unique<Transformer>(
       config, model.weights, memory,
       TransformerOptions{

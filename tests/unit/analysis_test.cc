@@ -75,6 +75,9 @@ TEST(Memory, IsWhatWasPredictedToTheByte) {
   }
   const VariantModel model = random_variant(demo("gqa"), 2, kOneThread);
   EXPECT_EQ(measure_cache(model, kOneThread, DType::kF32, 32, 65).written_bytes, 65 * 2 * 3 * 2 * 32 * 4);
+  const CacheMeasurement int8 = measure_cache(model, kOneThread, DType::kI8, 16, 50);
+  EXPECT_EQ(int8.written_bytes, 50 * 2 * 3 * 2 * (32 + 4));  // an element is a byte, the scale of 32 of them four
+  EXPECT_TRUE(int8.is_as_predicted());
 }
 
 TEST(Flops, ClosedFormIsTheOneWrittenHere) {

@@ -143,7 +143,7 @@ TEST(ReportCommand, SaysWhatWouldDo) {
   EXPECT_THAT(error_of({"--model", demo, "--output", "/nowhere/report.html"}),
               HasSubstr("/nowhere/report.html cannot be written"));
   EXPECT_THAT(error_of({"--model", demo, "--output", "/dev/null", "--prompt", ""}), HasSubstr("at least one token"));
-  EXPECT_THAT(error_of({"--model", demo, "--kv", "int3"}), HasSubstr("fp32,bf16,fp16"));
+  EXPECT_THAT(error_of({"--model", demo, "--kv", "int3"}), HasSubstr("fp32,bf16,fp16,int8"));
   EXPECT_THAT(error_of({}), HasSubstr("--model is required"));
 }
 

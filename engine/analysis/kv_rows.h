@@ -1,0 +1,16 @@
+// Rows of a KV page on the host, in any of its types: K or V of one token and head. Pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/backend.h"
+
+namespace headroom {
+
+// Row `row` of a page of `layer`: those of K, [G][page_tokens], then those of V. REQUIRES: head_dim values.
+void write_kv_row(const KvLayer& layer, std::byte* page, int64_t row, std::span<const float> values);
+float kv_element(const KvLayer& layer, const std::byte* page, int64_t row, int64_t i);
+
+}  // namespace headroom
