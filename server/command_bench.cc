@@ -1,6 +1,5 @@
 #include "server/command_bench.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -15,6 +14,7 @@
 #include "engine/transformer_runner.h"
 #include "kernels/cpu/machine_probe.h"
 #include "kernels/cpu/thread_pool.h"
+#include "server/command_line.h"
 
 namespace headroom {
 namespace {
@@ -272,11 +272,7 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--steps", options.steps, "decode steps of one repetition")->check(CLI::Range(1, 1 << 16))->capture_default_str();
   app.add_option("--repetitions", options.repetitions, "after one that warms up")->check(CLI::Range(1, 1000))->capture_default_str();
   app.add_flag("--json", options.json, "print JSON");
-  try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  }
+  if (!parse_command_line(app, arguments)) return 0;
   if (options.model.empty() && options.shape.empty()) options.shape = "configs/models/smollm2-135m.json";
 
   const auto note = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };

@@ -1,6 +1,5 @@
 #include "server/command_plan.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -8,6 +7,7 @@
 #include <stdexcept>
 
 #include "server/capacity_plan.h"
+#include "server/command_line.h"
 #include "server/json_reader.h"
 #include "server/model_shapes.h"
 #include "server/options.h"
@@ -134,14 +134,7 @@ int run_plan(const std::vector<std::string>& arguments) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "print JSON, as GET /v1/capacity answers");
   app.add_option("--svg", options.svg, "write the heatmap of KV heads and context to this file");
-  try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
-  } catch (const CLI::CallForHelp&) {
-    std::fputs(app.help().c_str(), stdout);
-    return 0;
-  } catch (const CLI::ParseError& error) {
-    throw std::runtime_error(std::string(error.what()) + "; see headroom plan --help");
-  }
+  if (!parse_command_line(app, arguments)) return 0;
   const CapacityAnswer answer = answer_capacity(make_question(options));
   if (!options.svg.empty()) write_svg(options.svg, answer);
   std::string out;

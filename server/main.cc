@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "server/command_bench.h"
+#include "server/command_convert.h"
 #include "server/command_health.h"
 #include "server/command_plan.h"
 #include "server/command_report.h"
@@ -37,6 +38,7 @@ constexpr Command kCommands[] = {
     {"serve", "serve a model over HTTP", headroom::run_serve},
     {"plan", "say what a deployment takes and what fits, from the shape of a model", headroom::run_plan},
     {"bench", "measure prefill and decode against this machine's limits", headroom::run_bench},
+    {"convert", "write a model with another number of KV heads", headroom::run_convert},
     {"health", "ask a running server whether it is ready", headroom::run_health},
     {"report", "measure what grouped-query attention saves, as one HTML file", headroom::run_report},
     {"options", "print the options of serve; --markdown: as a table", run_options},

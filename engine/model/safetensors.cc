@@ -285,9 +285,14 @@ const TensorInfo* SafetensorsFile::find(std::string_view name) const {
 }
 
 void SafetensorsFile::read(const TensorInfo& tensor, std::byte* destination) const {
+  read_part(tensor, 0, {destination, tensor.bytes()});
+}
+
+void SafetensorsFile::read_part(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> destination) const {
   CHECK(!tensors_.empty() && &tensor >= tensors_.data() && &tensor < tensors_.data() + tensors_.size())
       << " tensor " << tensor.name << " is not of " << path_;
-  read_at(fd_, path_, data_begin_ + tensor.begin, destination, tensor.bytes());
+  CHECK(begin <= tensor.bytes() && destination.size() <= tensor.bytes() - begin) << " of " << tensor.name;
+  read_at(fd_, path_, data_begin_ + tensor.begin + begin, destination.data(), destination.size());
 }
 
 Checkpoint::Checkpoint(const std::filesystem::path& model_dir) {

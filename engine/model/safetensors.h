@@ -59,6 +59,8 @@ class SafetensorsFile {
 
   // REQUIRES: `tensor` is of this file; `destination` holds tensor.bytes().
   void read(const TensorInfo& tensor, std::byte* destination) const;
+  // As many bytes as `destination` takes, from byte `begin` of the tensor. REQUIRES: they lie within it.
+  void read_part(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> destination) const;
 
  private:
   std::filesystem::path path_;
@@ -79,6 +81,7 @@ class Checkpoint {
   explicit Checkpoint(const std::filesystem::path& model_dir);
 
   const std::map<std::string_view, Tensor>& tensors() const { return tensors_; }
+  const std::vector<SafetensorsFile>& files() const { return files_; }
   const Tensor* find(std::string_view name) const;
 
  private:

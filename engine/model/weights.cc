@@ -294,6 +294,11 @@ class RandomSource : public Source {
   Backend& backend_;
 };
 
+// As saved: as a causal model, or its bare trunk.
+ModelSpec checkpoint_spec(const Checkpoint& checkpoint, const ModelConfig& config) {
+  return model_spec(config, checkpoint.find("embed_tokens.weight") != nullptr ? "" : "model.");
+}
+
 std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backend& backend) {
   auto weights = std::make_unique<ModelWeights>();
   const auto matrix = [&](const Stack& stack) {
@@ -331,11 +336,14 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
 
 }  // namespace
 
+void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& source) {
+  check_tensors(checkpoint, checkpoint_spec(checkpoint, config), config, source);
+}
+
 std::unique_ptr<ModelWeights> load_weights(const std::filesystem::path& model_dir, const ModelConfig& config,
                                            Backend& backend, const LoadProgress& progress) {
   const Checkpoint checkpoint(model_dir);
-  const bool is_bare_trunk = checkpoint.find("embed_tokens.weight") != nullptr;
-  const ModelSpec spec = model_spec(config, is_bare_trunk ? "" : "model.");
+  const ModelSpec spec = checkpoint_spec(checkpoint, config);
   const size_t total_bytes = check_tensors(checkpoint, spec, config, model_dir.string());
   CheckpointSource source(checkpoint, backend, progress, total_bytes);
   return build(spec, source, backend);

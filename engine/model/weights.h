@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/model/config.h"
@@ -45,6 +46,12 @@ struct ModelWeights {
   size_t bytes = 0;                   // as they stand in the backend's memory
   const Weight& output() const { return lm_head ? *lm_head : *embedding; }
 };
+
+class Checkpoint;
+
+// Every tensor that the config asks for is there, with its shape and a type that the kernels take, and nothing else is. Throws
+// std::runtime_error: one line that begins with `source`.
+void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& source);
 
 // Called while loading with bytes done and bytes in all.
 using LoadProgress = std::function<void(size_t done_bytes, size_t total_bytes)>;

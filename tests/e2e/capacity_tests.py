@@ -65,6 +65,22 @@ def tests(binary):
             assert served_context == context
         return f"{predicted['planned']['token_bytes']} bytes per token, pool {budget['pool_bytes']}"
 
+    def converted_heads_answer_the_same():
+        gqa = os.path.join(ROOT, "configs/models/demo-gqa")
+        asked = {"prompt": WORDS + "What is the password for Anna?", "max_tokens": 8, "temperature": 0, "logprobs": 5}
+        with tempfile.TemporaryDirectory() as folder:
+            mha = os.path.join(folder, "mha")
+            done = subprocess.run([binary, "convert", "--kv-heads", "8", gqa, mha], capture_output=True, text=True, check=True)
+            assert "8 KV heads, 3072 KV bytes per token" in done.stdout, done.stdout
+            answers = []
+            for model in (gqa, mha):
+                with Server(binary, model, "--kv-memory", POOL) as server:
+                    answers.append(server.complete(**asked))
+        first, second = answers
+        assert first["choices"] == second["choices"], (first["choices"], second["choices"])
+        assert second["usage"]["kv_cache"]["bytes"] == 4 * first["usage"]["kv_cache"]["bytes"] > 0
+        return f"{first['choices'][0]['text']!r} at 4 times the KV bytes"
+
     def the_picture_is_xml():
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "plan.svg")
@@ -76,4 +92,5 @@ def tests(binary):
     return [("plan: predicted is measured, MHA", lambda: predicted_is_measured("mha", 8)),
             ("plan: predicted is measured, GQA", lambda: predicted_is_measured("gqa", 2)),
             ("plan: predicted is measured, MQA", lambda: predicted_is_measured("mqa", 1)),
+            ("convert: repeated heads answer the same", converted_heads_answer_the_same),
             ("plan: the picture is XML", the_picture_is_xml)]
