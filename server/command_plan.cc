@@ -89,7 +89,7 @@ CapacityQuestion make_question(const PlanOptions& options) {
   question.context_tokens = question.config.context_tokens;
   if (!options.weights.empty()) {
     CapacityQuestion weights;
-    set_parameter("--weights", "kv_dtype", options.weights, weights);  // the same types
+    set_parameter("--weights", "kv_dtype", options.weights, weights);  // their names are the same
     question.weight_dtype = weights.kv_dtype;
   }
   set_parameter("--context", "context", options.context, question);
@@ -123,9 +123,10 @@ int run_plan(const std::vector<std::string>& arguments) {
   app.add_option("--kv-memory", options.kv_memories, "of the KV pool alone")->delimiter(',');
   app.add_option("--context", options.context, "tokens of a request [the model's]");
   app.add_option("--concurrency", options.concurrency, "requests at once [1]");
-  app.add_option("--kv", options.kv_dtype, "element type of the KV cache: fp32, bf16, fp16 [the model's]");
+  app.add_option("--kv", options.kv_dtype, "element type of the KV cache: fp32, bf16, fp16, int8 [the model's]");
   app.add_option("--kv-heads", options.kv_heads, "plan the model with this number of KV heads");
-  app.add_option("--weights", options.weights, "element type of the weights: fp32, bf16, fp16 [the model's]");
+  app.add_option("--weights", options.weights, "element type of the weights: fp32, bf16, fp16 [the model's]")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
   app.add_option("--page-tokens", options.page_tokens, "tokens of a page")
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();

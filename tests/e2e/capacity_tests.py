@@ -27,13 +27,14 @@ def keys(value):
 
 
 def tests(binary):
-    def predicted_is_measured(kind, kv_heads):
+    def predicted_is_measured(kind, kv_heads, kv_type="bf16", head_bytes=32 * 2):
         model = os.path.join(ROOT, "configs/models", f"demo-{kind}")
-        predicted = json.loads(plan(binary, model, "--kv-memory", POOL, "--json"))
+        options = ["--kv-memory", POOL, "--kv", kv_type]
+        predicted = json.loads(plan(binary, model, *options, "--json"))
         budget = predicted["planned"]["budgets"][0]
-        with Server(binary, model, "--kv-memory", POOL) as server:
-            assert predicted["kv_heads"] == kv_heads and predicted["mha"]["token_bytes"] == 3 * 2 * 8 * 32 * 2
-            assert server.metric("headroom_kv_token_bytes") == predicted["planned"]["token_bytes"] == 3 * 2 * kv_heads * 32 * 2
+        with Server(binary, model, *options) as server:
+            assert predicted["kv_heads"] == kv_heads and predicted["mha"]["token_bytes"] == 3 * 2 * 8 * head_bytes
+            assert server.metric("headroom_kv_token_bytes") == predicted["planned"]["token_bytes"] == 3 * 2 * kv_heads * head_bytes
             assert server.metric("headroom_kv_pool_bytes") == budget["pool_bytes"]
             states = [server.metric("headroom_kv_bytes", state=state) for state in ("live", "cached", "free")]
             assert sum(states) == budget["pool_bytes"]
@@ -45,7 +46,7 @@ def tests(binary):
                 usage = answer["usage"]
                 # The last token is given out and never written.
                 written = usage["total_tokens"] - 1
-                one = json.loads(plan(binary, model, "--kv-memory", POOL, "--context", str(written), "--json"))
+                one = json.loads(plan(binary, model, *options, "--context", str(written), "--json"))
                 kv = usage["kv_cache"]
                 assert kv["bytes"] == one["planned"]["request_bytes"], (kv, one["planned"])
                 assert kv["pages"] == one["planned"]["request_pages"]
@@ -54,7 +55,7 @@ def tests(binary):
             context = predicted["planned"]["budgets"][0]["longest_request_tokens"]
             status, _, body = server.request("GET", f"/v1/capacity?context={context}")
             answered = json.loads(body)
-            again = json.loads(plan(binary, model, "--kv-memory", POOL, "--context", str(context), "--json"))
+            again = json.loads(plan(binary, model, *options, "--context", str(context), "--json"))
             assert status == 200 and keys(answered) == keys(again)
             for part in ("planned", "mha", "mqa"):
                 for capacity in (answered, again):  # the server counts from the pool that it has, in whole pages
@@ -92,5 +93,6 @@ def tests(binary):
     return [("plan: predicted is measured, MHA", lambda: predicted_is_measured("mha", 8)),
             ("plan: predicted is measured, GQA", lambda: predicted_is_measured("gqa", 2)),
             ("plan: predicted is measured, MQA", lambda: predicted_is_measured("mqa", 1)),
+            ("plan: predicted is measured, GQA, int8", lambda: predicted_is_measured("gqa", 2, "int8", 32 + 4)),
             ("convert: repeated heads answer the same", converted_heads_answer_the_same),
             ("plan: the picture is XML", the_picture_is_xml)]

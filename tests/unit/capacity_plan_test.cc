@@ -120,6 +120,7 @@ TEST(CapacityPlan, WhatCannotBeSaysWhatCould) {
   EXPECT_THAT(plan_error({"llama-3-8b", "--context", "8193"}), HasSubstr("from 1 to 8192, the context of llama-3-8b"));
   EXPECT_THAT(plan_error({"llama-3-8b", "--concurrency", "0"}), HasSubstr("from 1 to 65536"));
   EXPECT_THAT(plan_error({"llama-3-8b", "--kv", "int3"}), HasSubstr("fp32, bf16, fp16"));
+  EXPECT_THAT(plan_error({"llama-3-8b", "--weights", "int8"}), HasSubstr("--weights"));
   EXPECT_THAT(plan_error({"llama-3-8b", "--kv-memory", "0"}), HasSubstr("bytes above 0"));
   EXPECT_THAT(plan_error({"llama-3-8b", "--memory", "50%"}), HasSubstr("bytes above 0"));
   EXPECT_THAT(plan_error({"llama-3-8b", "--memory", "14GiB"}),
