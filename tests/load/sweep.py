@@ -7,8 +7,9 @@
     tests/load/sweep.py … --forever                              for a dashboard to look at
 
 A cell is `concurrency` requests at once, each with a prompt of its own (random tokens: nothing is shared) of context − tokens, which then
-generate `tokens`. The time of a token is their mean while all of them decode (nothing, where they never do: take more tokens). A request that a server refuses because it cannot ever fit is a
-result, not an error. --saturate sends more requests of that context than any server can hold, and records the most that ran at once.
+generate `tokens`. With --repeat it is asked for again: the prompts are then found in the prefix cache, and the shortest time of a token counts. The time of a token is their mean while all of them decode (nothing, where they never do: take more tokens). A request that a server refuses because it cannot ever fit is a
+result, not an error. --saturate sends more requests of that context than a server can hold, and records the most that ran at once (give the
+servers --step-tokens-max of that context, so that prompts come in faster than answers end).
 Needs aiohttp and tqdm; --plot needs matplotlib.
 """
 
@@ -25,7 +26,7 @@ import tqdm
 
 TOKEN_IDS = range(300, 900)  # ordinary tokens of the demo models' vocabulary, and of any larger one
 SAMPLE_SECONDS = 0.05
-SATURATE_TOKENS = 256
+SATURATE_TOKENS = 96  # few, so that a request is as long as its context while it runs
 GAUGES = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting", "live_bytes": 'headroom_kv_bytes{state="live"}',
           "usage": "vllm:kv_cache_usage_perc"}
 STATIC = {"token_bytes": "headroom_kv_token_bytes", "mha_token_bytes": "headroom_kv_mha_token_bytes", "pool_bytes": "headroom_kv_pool_bytes",
@@ -111,9 +112,10 @@ def tokens_at(marks, when):
     return max((tokens for at, tokens in marks if at <= when), default=0)
 
 
-async def run_cell(server, context, concurrency, tokens, generator):
-    """One row of the record; None for what the server did not say."""
-    row = {"server": server.name, "context": context, "concurrency": concurrency, "tokens": tokens}
+async def run_cell(server, context, concurrency, tokens, repetition, seed):
+    """One row of the record; None for what could not be measured."""
+    row = {"server": server.name, "context": context, "concurrency": concurrency, "tokens": tokens, "repetition": repetition}
+    generator = random.Random(f"{seed} {context} {concurrency}")
     prompts = [random_prompt(generator, context - tokens) for _ in range(concurrency)]
     async with Sampler(server) as sampler:
         done = await asyncio.gather(*(server.complete(prompt, tokens) for prompt in prompts), return_exceptions=True)
@@ -150,28 +152,33 @@ async def describe(server):
 
 
 async def sweep(servers, options):
-    generator = random.Random(options.seed)
     record = {"servers": {s.name: await describe(s) for s in servers}, "cells": [], "saturation": []}
-    cells = [(s, context, n) for context in options.contexts for n in options.concurrency for s in servers] * options.repeat
+    cells = [(s, context, n, r) for context in options.contexts for n in options.concurrency for r in range(options.repeat) for s in servers]
     with tqdm.tqdm(cells, unit="cell", disable=None) as bar:
-        for server, context, concurrency in bar:
+        for server, context, concurrency, repetition in bar:
             bar.set_description(f"{server.name} {context} × {concurrency}")
-            record["cells"].append(await run_cell(server, context, concurrency, min(options.tokens, context // 2), generator))
+            record["cells"].append(await run_cell(server, context, concurrency, min(options.tokens, context // 2), repetition, options.seed))
     if options.saturate:
         for server in tqdm.tqdm(servers, desc="saturate", disable=None):
             facts = record["servers"][server.name]
             # A few more than the pool can hold, so that some wait.
             requests = int(facts["pool_bytes"] // (facts["token_bytes"] * options.saturate)) + 4
-            record["saturation"].append(await saturate(server, options.saturate, generator, requests))
+            record["saturation"].append(await saturate(server, options.saturate, random.Random(options.seed), requests))
     return record
 
 
 def best(record):
-    """One row per (server, context, concurrency): the repetition with the shortest time of a token, which neighbours disturbed least."""
+    """One row per (server, context, concurrency): the repetition with the shortest time of a token, which neighbours disturbed least; with
+    the time to the first token when nothing was cached, and when the prompt was."""
     groups = {}
     for cell in record["cells"]:
         groups.setdefault((cell["server"], cell["context"], cell["concurrency"]), []).append(cell)
-    return [min(group, key=lambda cell: cell.get("token_seconds") or float("inf")) for group in groups.values()]
+    rows = []
+    for group in groups.values():
+        fastest = min(group, key=lambda cell: cell.get("token_seconds") or float("inf"))
+        cached = min((cell["ttft_seconds"] for cell in group[1:] if "ttft_seconds" in cell), default=None)
+        rows.append({**fastest, "ttft_seconds": group[0].get("ttft_seconds"), "ttft_cached_seconds": cached})
+    return rows
 
 
 def number(value, factor=1.0, digits=1):
@@ -179,7 +186,7 @@ def number(value, factor=1.0, digits=1):
 
 
 def print_tables(record):
-    print("| server | context | at once | KV of a request, KiB | first token, s | a token, ms | decode, tokens/s | all, tokens/s | preempted |")
+    print("| server | context | at once | KV of a request, KiB | first token, s | prompt cached, s | a token, ms | decode, tokens/s | preempted |")
     print("|---|---|---|---|---|---|---|---|---|")
     for cell in best(record):
         head = f"| {cell['server']} | {cell['context']:,} | {cell['concurrency']} |"
@@ -187,8 +194,8 @@ def print_tables(record):
             print(f"{head} does not fit | – | – | – | – | – |")
             continue
         print(f"{head} {number(cell['kv_bytes_of_a_request'], 1 / 1024, 0)} | {number(cell['ttft_seconds'], 1, 2)} | "
-              f"{number(cell['token_seconds'], 1e3, 2)} | "
-              f"{number(cell['decode_tokens_per_second'], 1, 0)} | {number(cell['tokens_per_second'])} | {cell['preemptions']:.0f} |")
+              f"{number(cell['ttft_cached_seconds'], 1, 3)} | {number(cell['token_seconds'], 1e3, 2)} | "
+              f"{number(cell['decode_tokens_per_second'], 1, 0)} | {cell['preemptions']:.0f} |")
     print("\n| server | KV bytes per token | pool, MiB | tokens that fit | longest request | most requests at once, of | tokens/s | preempted |")
     print("|---|---|---|---|---|---|---|---|")
     saturation = {row["server"]: row for row in record["saturation"]}
