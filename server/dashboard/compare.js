@@ -1,11 +1,11 @@
 // Several servers side by side, each by its own feed. The operator names them: --peers.
 import { Feed, Rates } from "/page/feed.js";
 import { PoolMap } from "/page/draw.js";
-import { $, bytes, headsText, make, method, percent, put, rate, whole } from "/page/text.js";
+import { $, bytes, headsText, make, percent, put, rate, whole } from "/page/text.js";
 
 const rowsOf = [
   ["Bytes of a token", ({ model }) => whole(model.token_bytes)],
-  ["In use", ({ model, frame }) => `${bytes(frame.pages.live * model.page_bytes)} (${percent(frame.pages.live / model.pages)})`],
+  ["Longest request", ({ model }) => `${whole(model.context_tokens)} tokens`],
   ["Tokens held", ({ frame }) => whole(frame.live_tokens)],
   ["Requests", ({ frame }) => `${whole(frame.running)} running, ${whole(frame.waiting)} waiting`],
   ["Had to make room", ({ frame }) => `${whole(frame.preemptions)} times`],
@@ -31,11 +31,14 @@ class Tile {
       this.list.append(make("dt", "", title), value);
       return value;
     });
-    this.roomText = make("p", "", "");
+    const frame = make("div", "frame");
+    frame.append(canvas);
+    this.useText = make("p", "state");
+    this.roomText = make("p", "state");
     const room = make("div", "room");
     this.room = make("i");
     room.append(this.room);
-    this.box.append(make("h3", "", name), this.status, canvas, this.track, this.roomText, room, this.list);
+    this.box.append(make("h3", "", name), this.status, frame, this.useText, this.track, this.roomText, room, this.list);
     this.map = new PoolMap(canvas);
     this.meter = new Rates();
     const base = url.startsWith(":") ? `${location.protocol}//${location.hostname}${url}` : url;
@@ -49,9 +52,10 @@ class Tile {
 
   show({ model, frame, cells }, runs) {
     this.rates = this.meter.add(frame);
-    put(this.status, `${method(model)}: ${headsText(model)}`);
+    put(this.status, headsText(model));
     this.map.update(cells, runs === null || runs.length > 0);
     this.canvas.setAttribute("aria-label", `${percent(frame.pages.live / model.pages)} of ${whole(model.pages)} pages in use`);
+    put(this.useText, `${bytes(frame.pages.live * model.page_bytes)} in use, ${percent(frame.pages.live / model.pages)}`);
     this.live.style.width = `${(frame.pages.live / model.pages) * 100}%`;
     this.cached.style.width = `${(frame.pages.cached / model.pages) * 100}%`;
     rowsOf.forEach(([, text], i) => put(this.values[i], text({ model, frame, rates: this.rates })));

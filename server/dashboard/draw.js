@@ -186,12 +186,13 @@ export class LineChart {
   }
 }
 
-// Row i is what token i looks at, most looked at is darkest. rows[i][j], j <= i, in 0 … 1.
+// Row i is what token i looks at, most looked at is strongest. rows[i][j], j <= i, in 0 … 1. describe(i, j) of what is pointed at; -1: nothing.
 export class AttentionSquare {
-  constructor(canvas, rows) {
+  constructor(canvas, rows, describe) {
+    const count = rows.length;
     keepSized(canvas, () => {
       const context = canvas.getContext("2d");
-      const cell = canvas.width / rows.length;
+      const cell = canvas.width / count;
       context.clearRect(0, 0, canvas.width, canvas.height);
       context.fillStyle = getComputedStyle(canvas).color;
       rows.forEach((row, i) => row.forEach((weight, j) => {
@@ -199,6 +200,19 @@ export class AttentionSquare {
         const left = Math.floor(j * cell), above = Math.floor(i * cell);
         context.fillRect(left, above, Math.max(1, Math.floor((j + 1) * cell) - left), Math.max(1, Math.floor((i + 1) * cell) - above));
       }));
+    });
+    let at = [count - 1, 0];
+    const look = (i, j) => describe(...(i >= 0 && i < count && j >= 0 && j <= i ? (at = [i, j]) : [-1, -1]));
+    canvas.addEventListener("pointermove", (event) => {
+      look(Math.floor((event.offsetY / canvas.clientHeight) * count), Math.floor((event.offsetX / canvas.clientWidth) * count));
+    });
+    for (const left of ["pointerleave", "blur"]) canvas.addEventListener(left, () => describe(-1, -1));
+    canvas.addEventListener("keydown", (event) => {
+      const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
+      if (down === undefined) return;
+      event.preventDefault();
+      const i = Math.max(0, Math.min(count - 1, at[0] + down));
+      look(i, Math.max(0, Math.min(i, at[1] + right)));
     });
   }
 }

@@ -1,6 +1,6 @@
 // The top of the page: bytes by state, what MHA would take for the same tokens, the map; and the table of requests.
 import { PoolMap, CACHED, FREE, LIVE, SHARED, requestColor } from "/page/draw.js";
-import { $, bytes, duration, headsText, make, percent, put, rate, times, whole } from "/page/text.js";
+import { $, ago, bytes, duration, headsText, make, percent, put, rate, times, whole } from "/page/text.js";
 
 let feed = null;
 let pinned = null;   // the request whose pages stand out until it is let go
@@ -62,9 +62,9 @@ function showBytes({ model, frame }) {
   const over = need > model.pages;
   if (over) stoppedAt ??= performance.now();
   put($("mha-bytes"), bytes(need * size));
-  put($("mha-note"), over ? `${times(need / model.pages)} the pool: it would not fit` : `${percent(need / model.pages)} of the pool`);
+  put($("mha-note"), `${percent(need / model.pages)} of the pool${over ? ": it would not fit" : ""}`);
   $("mha-figure").classList.toggle("over", over);
-  const passed = stoppedAt !== null && `MHA was full here at ${whole(mhaTokens)} tokens, ${duration(performance.now() - stoppedAt)} ago`;
+  const passed = stoppedAt !== null && `MHA was full here at ${whole(mhaTokens)} tokens, ${ago(performance.now() - stoppedAt)}`;
   put($("mha-text"), passed || `MHA would be full here, at ${whole(mhaTokens)} tokens`);
   $("track").setAttribute("aria-label", `Of the pool ${percent(live / model.pages)} is in use, ${percent(cached / model.pages)} cached, ` +
     `${percent(free / model.pages)} free. MHA would be full at ${percent(1 / ratio)}.`);
@@ -76,7 +76,7 @@ function stateText(request) {
     const done = Math.floor((request.computed / request.prompt) * 100);
     return done < 100 ? `reading, ${done} %` : "reading again";
   }
-  return request.preemptions ? "waiting, had to make room" : "waiting";
+  return request.preemptions ? "made room, waits" : "waiting";
 }
 
 const rows = new Map();  // by id
@@ -91,7 +91,7 @@ function makeRow(request) {
   button.append(swatch, String(request.id));
   const cells = [make("td"), make("td"), make("td", "n"), make("td", "n"), make("td", "n extra"), make("td", "n extra"), make("td", "n"), make("td", "n extra")];
   cells[0].append(button);
-  cells[1].append(make("span", "state"));
+  cells[2].append(make("span", "extra"), make("span", "narrow"));
   row.append(...cells);
   row.addEventListener("pointerenter", () => map.show(request.cell));
   row.addEventListener("pointerleave", () => map.show(pinned));
@@ -115,10 +115,11 @@ function showRequests({ model, frame }) {
     const { row, cells } = rows.get(request.id);
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
     const size = request.pages * model.page_bytes;
-    put(cells[1].firstChild, stateText(request));
-    put(cells[2], request.generated ? `${whole(request.prompt)} + ${whole(request.generated)}` : whole(request.prompt));
-    put(cells[3], bytes(size));
-    put(cells[4], bytes(size * (model.mha_token_bytes / model.token_bytes)));
+    put(cells[1], stateText(request));
+    put(cells[2].firstChild, request.generated ? `${whole(request.prompt)} + ${whole(request.generated)}` : whole(request.prompt));
+    put(cells[2].lastChild, whole(request.prompt + request.generated));
+    put(cells[3], bytes(size, true));
+    put(cells[4], bytes(size * (model.mha_token_bytes / model.token_bytes), true));
     put(cells[5], whole(request.pages));
     put(cells[6], request.decode_ms > 200 ? rate((request.generated * 1000) / request.decode_ms) : "–");
     put(cells[7], duration(request.ms));

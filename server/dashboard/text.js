@@ -21,11 +21,12 @@ const format = (value, digits, fixed = false) => formats[digits][Number(fixed)].
 
 export const whole = (value) => format(Math.round(value), 0);
 
-export function bytes(value) {
+// aligned: with decimals even where they are zeros, for columns.
+export function bytes(value, aligned = false) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
   while (value >= 1024 && unit < units.length - 1) { value /= 1024; ++unit; }
-  const digits = unit === 0 || Number.isInteger(value) || value >= 100 ? 0 : value < 10 ? 2 : 1;
+  const digits = unit === 0 || (Number.isInteger(value) && !aligned) || value >= 100 ? 0 : value < 10 ? 2 : 1;
   return `${format(value, digits, true)} ${units[unit]}`;
 }
 
@@ -42,11 +43,11 @@ export function duration(ms) {
   return seconds < 120 ? `${seconds} s` : `${Math.round(seconds / 60)} min`;
 }
 
+export const ago = (ms) => (ms < 2000 ? "just now" : `${duration(ms)} ago`);
+
 export const times = (ratio) => `${format(ratio, ratio < 10 ? 1 : 0)}×`;
 
 // "2 of 8 heads hold keys and values"
 export function headsText(model) {
   return `${model.kv_heads} of ${model.query_heads} heads ${model.kv_heads === 1 ? "holds" : "hold"} keys and values`;
 }
-
-export const method = (model) => (model.kv_heads === model.query_heads ? "MHA" : model.kv_heads === 1 ? "MQA" : "GQA");

@@ -1,7 +1,7 @@
 // What one can do on the page: ask, fill the pool, plan, look at attention.
 import { errorText, readEvents } from "/page/feed.js";
 import { AttentionSquare, requestColor } from "/page/draw.js";
-import { $, bytes, make, put, times, whole } from "/page/text.js";
+import { $, bytes, make, percent, put, whole } from "/page/text.js";
 
 const post = (path, body, headers, signal) =>
   fetch(path, { method: "POST", signal, headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -106,7 +106,11 @@ function setUpAttention(headers) {
   });
 }
 
+const quoted = (token) => `“${token.trim() || token}”`;
+
 function showHeads({ tokens, layer, layers, kv_heads: groups, heads }, result) {
+  const hint = `Layer ${layer + 1} of ${layers}, ${tokens.length} tokens. A row is a token; the stronger a square in it, the more it looks there.`;
+  const caption = make("p", "sub", hint);
   const frames = make("div", "heads");
   for (let group = 0; group < groups; ++group) {
     const color = requestColor(4 + group);
@@ -117,14 +121,89 @@ function showHeads({ tokens, layer, layers, kv_heads: groups, heads }, result) {
       const box = make("div", "head"), canvas = make("canvas");
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `Query head ${head.query_head}: what each of ${tokens.length} tokens looks at`);
+      canvas.tabIndex = 0;
       box.append(canvas, make("p", "", `query head ${head.query_head}`));
       squares.append(box);
-      new AttentionSquare(canvas, head.rows);
+      new AttentionSquare(canvas, head.rows, (i, j) => put(caption, i < 0 ? hint : `Query head ${head.query_head}: ` +
+        `${quoted(tokens[i])} gives ${percent(head.rows[i][j])} of its attention to ${i === j ? "itself" : quoted(tokens[j])}`));
     }
     frame.append(title, squares);
     frames.append(frame);
   }
-  result.replaceChildren(make("p", "sub", `Layer ${layer} of ${layers}, ${tokens.length} tokens. A row is a token; the darker a square in it, the more it looks there.`), frames);
+  result.replaceChildren(caption, frames);
+}
+
+// The stops of a slider: 1, 1.5, 2, 3, 4, 6, 8 … between two bounds, both included.
+function stops(first, last) {
+  const all = [];
+  for (let power = 1; power <= last; power *= 2) all.push(power, power * 1.5);
+  return [first, ...all.filter((stop) => Number.isInteger(stop) && stop > first && stop < last), last];
+}
+
+// GET /v1/capacity: the arithmetic is the server's, here are sliders and bars.
+function setUpPlan(headers) {
+  const sliders = { context: [], concurrency: stops(1, 1024), heads: [] };
+  const slider = (name) => $(`plan-${name}`);
+  const value = (name) => sliders[name][Number(slider(name).value)];
+  const setStops = (name, all, wanted) => {
+    sliders[name] = all;
+    slider(name).max = String(all.length - 1);
+    slider(name).value = String(all.findLastIndex((stop) => stop <= wanted));
+  };
+  let asking = null;
+
+  const bar = (title, variant, most, pool, own) => {
+    const { concurrency_max: atMost, fits } = variant.budgets[0];
+    const track = make("div", "bar"), fill = make("i", fits ? "" : "over"), limit = make("s");
+    fill.style.width = `${(variant.needed_bytes / most) * 100}%`;
+    limit.style.left = `${(pool / most) * 100}%`;
+    track.append(fill, limit);
+    const name = make("span", own ? "own" : "", title);
+    return [name, track, make("b", "", bytes(variant.needed_bytes)), make("span", "", fits ? "fits" : `${whole(atMost)} at most`)];
+  };
+
+  async function ask() {
+    asking?.abort();
+    asking = new AbortController();
+    const query = sliders.heads.length
+      ? new URLSearchParams({ context: value("context"), concurrency: value("concurrency"), kv_heads: value("heads"), kv_dtype: $("plan-dtype").value }) : "";
+    const response = await fetch(`/v1/capacity?${query}`, { headers: headers(), signal: asking.signal }).catch(() => null);
+    if (!response) return;
+    if (!response.ok) return $("plan-result").replaceChildren(make("p", "sub", await errorText(response)));
+    const plan = await response.json();
+    if (!sliders.heads.length) {
+      setStops("context", stops(plan.page_tokens * 8, plan.context_tokens_max), 4096);
+      setStops("concurrency", sliders.concurrency, 24);
+      setStops("heads", [...plan.heatmap.kv_heads].reverse(), plan.planned.kv_heads);
+      $("plan-dtype").replaceChildren(...["bf16", "fp16", "fp32"].map((type) => make("option", "", type)));
+      $("plan-dtype").value = plan.kv_dtype;
+      return ask();
+    }
+    show(plan);
+  }
+
+  function show({ context_tokens: context, concurrency, query_heads: heads, planned, mha, mqa }) {
+    put($("plan-context-text"), `${whole(context)} tokens`);
+    put($("plan-concurrency-text"), whole(concurrency));
+    put($("plan-heads-text"), `${planned.kv_heads} of ${heads}`);
+    slider("context").setAttribute("aria-valuetext", `${whole(context)} tokens`);
+    slider("concurrency").setAttribute("aria-valuetext", `${whole(concurrency)} requests`);
+    slider("heads").setAttribute("aria-valuetext", `${planned.kv_heads} of ${heads}`);
+    const { pool_bytes: pool, fits, concurrency_max: atMost, longest_request_tokens: longest } = planned.budgets[0];
+    const verdict = make("p", `verdict${fits ? "" : " no"}`);
+    verdict.textContent = `${whole(concurrency)} ${concurrency === 1 ? "request" : "requests"} of ${whole(context)} tokens ` +
+      `${concurrency === 1 ? "needs" : "need"} ${bytes(planned.needed_bytes)}: ${fits ? `fits into the pool of ${bytes(pool)}` : `too much for the pool of ${bytes(pool)}`}`;
+    const most = Math.max(mha.needed_bytes, pool);
+    const bars = make("div", "bars");
+    bars.append(...bar(`MHA, ${mha.kv_heads}`, mha, most, pool),
+      ...(planned.kv_heads === mha.kv_heads || planned.kv_heads === 1 ? [] : bar(`GQA, ${planned.kv_heads}`, planned, most, pool, true)),
+      ...(heads > 1 ? bar(`MQA, ${mqa.kv_heads}`, mqa, most, pool) : []));
+    $("plan-result").replaceChildren(verdict, bars,
+      make("p", "sub", `The line is the pool. Room for ${whole(atMost)} such ${atMost === 1 ? "request" : "requests"} at once, or for one of ${whole(longest)} tokens.`));
+  }
+
+  $("plan-form").addEventListener("input", ask);
+  return { start: () => { if (!sliders.heads.length) ask(); } };
 }
 
 export function setUpTools(headers) {
@@ -132,14 +211,20 @@ export function setUpTools(headers) {
   setUpPrompt(headers);
   setUpLoad(headers, () => model);
   setUpAttention(headers);
+  const plan = setUpPlan(headers);
   return {
     showModel(shown) {
       model = shown;
+      plan.start();
       $("chat-label").hidden = !model.chat;
       $("load-tokens").max = String(model.context_tokens);
       const layers = $("attention-layer");
       if (layers.options.length !== model.layers) {
-        layers.replaceChildren(...Array.from({ length: model.layers }, (_, i) => make("option", "", String(i))));
+        layers.replaceChildren(...Array.from({ length: model.layers }, (_, i) => {
+          const option = make("option", "", String(i + 1));
+          option.value = String(i);
+          return option;
+        }));
         layers.value = String(model.layers - 1);
       }
     },

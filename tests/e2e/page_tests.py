@@ -130,6 +130,37 @@ def tests(binary, output):
             problems = [problem for problem in browser.problems if "400 (Bad Request)" not in problem]
             assert problems == [], problems
 
+    def plans():
+        with serve("--kv-memory", "12MiB") as server, Browser() as browser:
+            open_page(browser, server)
+            browser.wait_for("document.querySelector('#plan-result .verdict')")
+            # The sliders begin at 24 requests of 4,096 tokens: 24 · 4096 · 768 bytes.
+            assert text(browser, "plan-result").startswith("24 requests of 4,096 tokens need 72 MiB: too much for the pool of 12 MiB"), text(browser, "plan-result")
+            browser.evaluate("(() => { const slider = document.getElementById('plan-concurrency'); slider.value = 2;"
+                             " slider.dispatchEvent(new Event('input', {bubbles: true})); })()")
+            browser.wait_for("document.querySelector('#plan-result .verdict').textContent.includes('fits into the pool')")
+            assert text(browser, "plan-result").startswith("3 requests of 4,096 tokens need 9 MiB"), text(browser, "plan-result")
+            bars = browser.evaluate("[...document.querySelectorAll('.bars .bar i')].map((bar) => Math.round(parseFloat(bar.style.width)))")
+            assert bars == [100, 25, 13], f"MHA, GQA and MQA are as 8 to 2 to 1: {bars}"
+            check_clean(browser, server)
+
+    def attention():
+        show = "document.getElementById('attention-form').requestSubmit()"
+        with serve() as server, Browser() as browser:
+            open_page(browser, server)
+            browser.evaluate(show)
+            browser.wait_for("document.getElementById('attention-result').textContent.includes('--introspection true')")
+        with serve("--introspection", "true") as server, Browser() as browser:
+            open_page(browser, server)
+            browser.evaluate(show)
+            browser.wait_for("document.querySelectorAll('.group').length === 2")
+            assert browser.evaluate("[...document.querySelectorAll('.group')].map((group) => group.querySelectorAll('canvas').length)") == [4, 4]
+            browser.evaluate("document.querySelector('.head canvas').focus()")
+            browser.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+            browser.wait_for("document.querySelector('#attention-result .sub').textContent.startsWith('Query head 0: “?” gives ')")
+            shot(browser, "attention")
+            check_clean(browser, server)
+
     def phone():
         with serve("--kv-memory", POOL_OF_10000_PAGES) as server, Browser() as browser:
             open_page(browser, server, width=390, height=844, scale=2, phone=True)
@@ -158,8 +189,8 @@ def tests(binary, output):
                 shot(browser, "compare")
                 rooms = browser.evaluate("[...document.querySelectorAll('.tile .room i')].map((bar) => parseFloat(bar.style.width))")
                 assert [round(room, 1) for room in rooms] == [12.5, 50, 100], rooms
-                claims = browser.evaluate("[...document.querySelectorAll('.tile .sub')].map((claim) => claim.textContent)")
-                assert [claim[:3] for claim in claims] == ["MHA", "GQA", "MQA"], claims
+                claims = browser.evaluate("[...document.querySelectorAll('.tile .sub')].map((claim) => claim.textContent.slice(0, 6))")
+                assert claims == ["8 of 8", "2 of 8", "1 of 8"], claims
                 check_clean(browser, *servers)
                 browser.open(servers[1].base_url + "/#compare", width=390, height=844, scale=2, phone=True)
                 browser.wait_for("document.querySelectorAll('.tile').length === 3")
@@ -189,4 +220,4 @@ def tests(binary, output):
                 assert all("401" in problem for problem in browser.problems), browser.problems
 
     return [("page idle", idle), ("page under load", under_load), ("page streams and stops", prompt_streams_and_stops),
-            ("page on a phone", phone), ("page compares", comparing), ("page with API keys", api_keys)]
+            ("page plans", plans), ("page shows attention", attention), ("page on a phone", phone), ("page compares", comparing), ("page with API keys", api_keys)]
