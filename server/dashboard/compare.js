@@ -8,7 +8,7 @@ const rowsOf = [
   ["Longest request", ({ model }) => `${whole(model.context_tokens)} tokens`],
   ["Tokens held", ({ frame }) => whole(frame.live_tokens)],
   ["Requests", ({ frame }) => `${whole(frame.running)} running, ${whole(frame.waiting)} waiting`],
-  ["Had to make room", ({ frame }) => `${whole(frame.preemptions)} times`],
+  ["Had to make room", ({ frame }) => `${whole(frame.preemptions)} ${frame.preemptions === 1 ? "time" : "times"}`],
   ["Tokens per second", (tile) => rate(tile.rates.written)],
   ["From token to token", (tile) => (tile.rates.between === null ? "–" : `${rate(tile.rates.between)} ms`)],
 ];

@@ -96,7 +96,7 @@ export class PoolMap {
     const rows = () => Math.ceil(count / Math.floor(width / pitch));
     while (pitch > 1 && rows() * pitch > height) --pitch;
     this.pitch = pitch;
-    this.gap = pitch >= 4 ? Math.max(1, Math.round(pitch / 9)) : 0;
+    this.gap = pitch >= 3 ? Math.max(1, Math.round(pitch / 9)) : 0;
     this.columns = Math.max(1, Math.floor(width / pitch));
     small.width = this.columns;
     small.height = rows();
@@ -130,7 +130,8 @@ export class PoolMap {
   }
 }
 
-// A number over the last minute. Points with null break the line.
+// A number over the last minute. null: nothing to measure; the line goes on behind it, unless that lasts.
+const kGapMs = 5000;
 export class LineChart {
   constructor(canvas, seconds = 60) {
     Object.assign(this, { canvas, seconds, points: [] });
@@ -175,12 +176,12 @@ export class LineChart {
     context.lineWidth = 1.5 * scale;
     context.lineJoin = "round";
     context.beginPath();
-    let open = false;
+    let last = -Infinity;
     for (const [time, value] of points) {
-      if (value === null) { open = false; continue; }
-      if (open) context.lineTo(x(time), y(value));
+      if (value === null) continue;
+      if (time - last < kGapMs) context.lineTo(x(time), y(value));
       else context.moveTo(x(time), y(value));
-      open = true;
+      last = time;
     }
     context.stroke();
   }

@@ -16,20 +16,24 @@ const charts = [
   ["between", "From token to token", "ms"],
   ["first", "To the first token", "ms"],
 ].map(([field, title, unit]) => {
-  const box = make("div", "chart"), value = make("p"), number = make("span", "", "–"), canvas = make("canvas");
-  value.append(number, make("small", "", ` ${unit}`));
+  const box = make("div", "chart"), value = make("p"), number = make("span", "", "–"), shownUnit = make("small", "", unit);
+  const canvas = make("canvas");
+  value.append(number, " ", shownUnit);
   canvas.setAttribute("role", "img");
   box.append(make("h3", "", title), value, canvas);
   $("charts").append(box);
-  return { field, title, unit, number, canvas, line: new LineChart(canvas) };
+  return { field, title, unit, number, shownUnit, canvas, line: new LineChart(canvas) };
 });
 
 function showSpeed(frame) {
   const now = rates.add(frame);
-  for (const { field, title, unit, number, canvas, line } of charts) {
-    if (now[field] !== null) put(number, rate(now[field]));  // else what it was when it last could be told
+  for (const { field, title, unit, number, shownUnit, canvas, line } of charts) {
     line.add(frame.ms, now[field]);
-    canvas.setAttribute("aria-label", `${title}, last minute; now ${rate(now[field])} ${unit}`);
+    if (now[field] === null) continue;  // what it was when it last could be told stays
+    const inSeconds = unit === "ms" && now[field] >= 10000;
+    put(number, rate(inSeconds ? now[field] / 1000 : now[field]));
+    put(shownUnit, inSeconds ? "s" : unit);
+    canvas.setAttribute("aria-label", `${title}, last minute; now ${number.textContent} ${shownUnit.textContent}`);
   }
 }
 

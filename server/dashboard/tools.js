@@ -175,7 +175,7 @@ function setUpPlan(headers) {
       setStops("context", stops(plan.page_tokens * 8, plan.context_tokens_max), 4096);
       setStops("concurrency", sliders.concurrency, 24);
       setStops("heads", [...plan.heatmap.kv_heads].reverse(), plan.planned.kv_heads);
-      $("plan-dtype").replaceChildren(...["bf16", "fp16", "fp32"].map((type) => make("option", "", type)));
+      $("plan-dtype").replaceChildren(...["int8", "bf16", "fp16", "fp32"].map((type) => make("option", "", type)));
       $("plan-dtype").value = plan.kv_dtype;
       return ask();
     }

@@ -58,6 +58,19 @@ BENCHMARK(BM_Step)
     ->Args({1000, 100000})
     ->Unit(benchmark::kMicrosecond);
 
+// The picture for the page, of the same load: what a watcher costs the engine, twelve times a second.
+void BM_View(benchmark::State& state) {
+  SchedulerLoad load(static_cast<int32_t>(state.range(0)), static_cast<int32_t>(state.range(1)));
+  double longest = 0;
+  for (auto _ : state) {
+    const double start = cpu_seconds();
+    benchmark::DoNotOptimize(load.view());
+    longest = std::max(longest, cpu_seconds() - start);
+  }
+  state.counters["longest_us"] = longest * 1e6;
+}
+BENCHMARK(BM_View)->ArgNames({"running", "waiting"})->Args({100, 10000})->Args({1000, 10000})->Unit(benchmark::kMicrosecond);
+
 // A waiting client goes away and another comes, beside the step that notices.
 void BM_CancelWaiting(benchmark::State& state) {
   SchedulerLoad load(1, static_cast<int32_t>(state.range(0)));

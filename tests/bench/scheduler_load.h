@@ -35,6 +35,8 @@ class SchedulerLoad {
     scheduler_.commit(plan, sampled_);
   }
 
+  SchedulerView view() const { return scheduler_.view(); }
+
   void submit() {
     NewRequest request;
     request.id = RequestId{next_id_++};

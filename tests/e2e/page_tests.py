@@ -4,11 +4,10 @@ import json
 import os
 import socket
 import tempfile
-import threading
 import time
 
 from browser import Browser
-from harness import ROOT, Server, in_threads
+from harness import ROOT, Server, in_threads, open_socket, raw_request
 
 POOL_OF_10000_PAGES = str(10000 * 12288)  # of the demo model with 2 KV heads: 3 layers, K and V, head_dim 32, bf16, 16 tokens
 
@@ -175,17 +174,18 @@ def tests(binary, output):
         servers = [serve("--kv-memory", "12MiB", "--peers", peers, "--port", str(port), kind=kind) for port, kind in zip(ports, kinds)]
         try:
             with Browser() as browser:
-                def load(index):
-                    prompts = [[(7 * i * j + j) % 1000 + 3 for j in range(900)] for i in range(1, 13)]
-                    servers[index].complete(prompts, max_tokens=600, ignore_eos=True, temperature=0)
-
-                threads = [threading.Thread(target=load, args=(index,)) for index in range(3)]
-                for thread in threads:
-                    thread.start()
+                prompts = [[(7 * i * j + j) % 1000 + 3 for j in range(900)] for i in range(1, 13)]
+                body = {"prompt": prompts, "max_tokens": 600, "ignore_eos": True, "temperature": 0}
+                clients = [open_socket(port) for port in ports]
+                for client in clients:
+                    client.sendall(raw_request("POST", "/v1/completions", body))
                 browser.open(servers[1].base_url + "/#compare")
                 browser.wait_for("document.querySelectorAll('.tile').length === 3")
                 browser.wait_for("[...document.querySelectorAll('.tile .room i')].every((bar) => bar.style.width)")
-                time.sleep(3)
+                # Until the pool of the first is nearly full, and the others run what they were sent.
+                browser.wait_for("parseFloat(document.querySelector('.tile .part.live').style.width) > 75 &&"
+                                 "[...document.querySelectorAll('.tile')].slice(1).every((tile) => tile.textContent.includes('12 running'))", 90)
+                time.sleep(0.5)
                 shot(browser, "compare")
                 rooms = browser.evaluate("[...document.querySelectorAll('.tile .room i')].map((bar) => parseFloat(bar.style.width))")
                 assert [round(room, 1) for room in rooms] == [12.5, 50, 100], rooms
@@ -197,8 +197,8 @@ def tests(binary, output):
                 time.sleep(1)
                 shot(browser, "compare-phone")
                 check_clean(browser, *servers)
-                for thread in threads:
-                    thread.join()
+                for client in clients:
+                    client.close()
         finally:
             in_threads(3, lambda index: servers[index].__exit__(None, None, None))
 
