@@ -15,13 +15,14 @@ SchedulerView::State state_of(const Sequence& sequence) {
   return reading ? SchedulerView::State::prefill : SchedulerView::State::decode;
 }
 
-// Of all pages, or of every n-th: which are free, cached, live.
-void map_states(const PageAllocator& pages, int64_t stride, SchedulerView& view) {
+// Which pages are free, cached, live: of each cell all, or the first few, whose records are neighbours in memory.
+void map_states(const PageAllocator& pages, SchedulerView& view) {
+  const int64_t looked_at = std::min(view.pages_per_cell, ceil_div(kViewPagesMax, static_cast<int64_t>(view.cells.size())));
   for (size_t cell = 0; cell < view.cells.size(); ++cell) {
     const int64_t begin = static_cast<int64_t>(cell) * view.pages_per_cell;
-    const int64_t end = std::min(begin + view.pages_per_cell, pages.total());
+    const int64_t end = std::min(begin + looked_at, pages.total());
     uint8_t code = kCellFree;
-    for (int64_t index = begin; index < end && code != kCellLive; index += stride) {
+    for (int64_t index = begin; index < end && code != kCellLive; ++index) {
       const PageId page{static_cast<int32_t>(index)};
       code = pages.references(page) > 0 ? kCellLive : pages.is_cacheable(page) ? kCellCached : code;
     }
@@ -72,7 +73,7 @@ SchedulerView Scheduler::view() const {
   view.pages_per_cell = ceil_div(total, kViewCellsMax);
   view.cells.resize(static_cast<size_t>(ceil_div(total, view.pages_per_cell)));
   view.requests.reserve(kViewRequestsMax);
-  map_states(allocator_, stride, view);
+  map_states(allocator_, view);
   for (const Sequence* sequence : running_) {
     map_owner(*sequence, stride, view);
     add_request(*sequence, view);

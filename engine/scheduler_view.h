@@ -11,7 +11,7 @@
 namespace headroom {
 
 inline constexpr int64_t kViewCellsMax = 1 << 14;
-inline constexpr int64_t kViewPagesMax = 1 << 16;  // a larger pool is sampled: every n-th page, and the ends of each page table
+inline constexpr int64_t kViewPagesMax = 1 << 16;  // a larger pool is sampled: some pages of each cell, and every n-th of a page table, its ends included
 inline constexpr size_t kViewRequestsMax = 64;
 
 // What a cell shows: the state of its page or, of several, live before cached before free.

@@ -102,7 +102,7 @@ class Browser:
         elif method == "Network.requestWillBeSent":
             self.urls.append(params["request"]["url"])
 
-    def call(self, method, seconds=30, **params):
+    def call(self, method, seconds=120, **params):
         with self.waiting:
             self.numbers += 1
             number = self.numbers
@@ -117,13 +117,13 @@ class Browser:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def evaluate(self, expression, seconds=30):
+    def evaluate(self, expression, seconds=120):
         """The value of a JavaScript expression; a promise is waited for."""
         result = self.call("Runtime.evaluate", seconds, expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"].get("exception", result)
         return result["result"].get("value")
 
-    def wait_for(self, expression, seconds=15):
+    def wait_for(self, expression, seconds=60):
         deadline = time.monotonic() + seconds
         while not self.evaluate(f"Boolean({expression})"):
             assert time.monotonic() < deadline, f"not true after {seconds} s: {expression}"
@@ -141,7 +141,7 @@ class Browser:
         loads = self.loads
         self.call("Page.navigate", url=url)
         with self.waiting:
-            assert self.waiting.wait_for(lambda: self.loads > loads, 30), f"{url} was not loaded within 30 s"
+            assert self.waiting.wait_for(lambda: self.loads > loads, 120), f"{url} was not loaded within 120 s"
 
     def screenshot(self, path, whole=True):
         """Of the whole page, or of what the window shows."""

@@ -87,7 +87,7 @@ def tests(binary, output):
         with serve("--kv-memory", POOL_OF_10000_PAGES) as server, Browser() as browser:
             open_page(browser, server)
             fill(browser, 32, 4000)
-            browser.wait_for("document.getElementById('mha-figure').classList.contains('over')", 60)
+            browser.wait_for("document.getElementById('mha-figure').classList.contains('over')", 150)
             browser.call("Performance.enable", timeDomain="threadTicks")
             browser.evaluate(MEASURE)
             busy = main_thread_seconds(browser)
@@ -124,7 +124,7 @@ def tests(binary, output):
             fill(browser, 4, 20000)
             browser.wait_for("document.querySelectorAll('#requests tbody tr').length === 4")
             browser.evaluate("document.getElementById('load-stop').click()")
-            browser.wait_for("document.getElementById('live-bytes').textContent === '0 B'", 30)
+            browser.wait_for("document.getElementById('live-bytes').textContent === '0 B'")
             server.wait_for_metric(0, "headroom_kv_bytes", state="live")
             problems = [problem for problem in browser.problems if "400 (Bad Request)" not in problem]
             assert problems == [], problems
@@ -164,7 +164,7 @@ def tests(binary, output):
         with serve("--kv-memory", POOL_OF_10000_PAGES) as server, Browser() as browser:
             open_page(browser, server, width=390, height=844, scale=2, phone=True)
             fill(browser, 8, 1000)
-            browser.wait_for("document.querySelectorAll('#requests tbody tr').length === 8", 30)
+            browser.wait_for("document.querySelectorAll('#requests tbody tr').length === 8")
             shot(browser, "phone")
             check_clean(browser, server)
 
