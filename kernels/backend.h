@@ -94,12 +94,15 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string description() const = 0;  // for logs and /version: "cpu: AVX3_ZEN4, 2 threads"
+  virtual bool host_readable() const { return true; }  // the host may read its memory, after synchronize()
 
   virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;  // 64-byte aligned; contents undefined; not counted as resident until written
   virtual void copy_in(std::byte* destination, const void* host_source, size_t bytes) = 0;
   virtual void copy_out(void* host_destination, const std::byte* source, size_t bytes) = 0;
   virtual void copy(std::byte* destination, const std::byte* source, size_t bytes) = 0;  // within the backend
   virtual void synchronize() = 0;
+  // The batch of the ops that follow, until the next call. The batch, and what it points to, must not change before that.
+  virtual void begin_step(const BatchView& /*batch*/) {}
 
   // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. fp32, bf16 and fp16 are
   // kept as stored; parts of different types are kept as fp32.

@@ -107,6 +107,7 @@ void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_la
                                   .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
                                   .window_tokens = config_.window_tokens};
 
+  backend_.begin_step(batch);
   backend_.embedding(x, *weights_->embedding, batch.tokens);                                 // [T, D]
   backend_.rope_table(rope, batch.positions, a.angles.inv_freq, a.angles.attention_factor);  // [T, rotary_dim]
   backend_.rmsnorm(h, x, weights_->layers[0].attention_norm.view(), eps);                    // [T, D]

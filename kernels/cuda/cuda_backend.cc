@@ -1,0 +1,332 @@
+// CUDA behind the Backend interface: checks shapes, keeps the arrays of a step on the device, calls the ops in one stream.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/errors.h"
+#include "kernels/cuda/layout.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/work_list.h"
+#include "kernels/op_checks.h"
+
+namespace headroom {
+namespace {
+
+using cuda::check_cuda;
+
+// Of states of attention that wait to be merged; tiles whose states do not fit are not cut.
+constexpr int64_t kPartialFloatsMax = (int64_t{128} << 20) / 4;
+constexpr int32_t kAttentionBlocksPerMultiprocessor = 2;
+constexpr float kLog2E = 1.44269504f;
+
+class CudaWeight final : public Weight {
+ public:
+  CudaWeight(DType dtype, int64_t rows, int64_t cols, cudaStream_t stream)
+      : memory_(static_cast<size_t>(cuda::weight_tiles(rows) * cuda::depth_tiles(cols) * cuda::kWeightTileElements) * 2),
+        packed_{reinterpret_cast<const uint16_t*>(memory_.data()), dtype, rows, cols} {
+    check_cuda(cudaMemsetAsync(memory_.data(), 0, memory_.bytes(), stream), "cudaMemsetAsync");
+  }
+  int64_t rows() const override { return packed_.rows; }
+  int64_t cols() const override { return packed_.cols; }
+  size_t bytes() const override { return memory_.bytes(); }
+  const cuda::PackedWeight& packed() const { return packed_; }
+  uint16_t* data() { return reinterpret_cast<uint16_t*>(memory_.data()); }
+
+ private:
+  cuda::DeviceMemory memory_;
+  cuda::PackedWeight packed_;
+};
+
+cuda::Rows rows_of(const Matrix& matrix) { return {matrix.data, matrix.rows, matrix.cols, matrix.stride}; }
+const float* data_or_null(Vector vector) { return vector.empty() ? nullptr : vector.data(); }
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaBackendOptions& options) {
+    check_cuda(cudaGetDeviceProperties(&device_, 0), "cudaGetDeviceProperties");
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    multiprocessors_ = options.multiprocessors > 0 ? options.multiprocessors : device_.multiProcessorCount;
+    attention_.block_shared_bytes = static_cast<int32_t>(device_.sharedMemPerBlockOptin);
+    attention_.grid_blocks =
+        options.attention_blocks > 0 ? options.attention_blocks : kAttentionBlocksPerMultiprocessor * multiprocessors_;
+  }
+  ~CudaBackend() override { static_cast<void>(cudaStreamDestroy(stream_)); }
+
+  std::string description() const override {
+    return std::string("cuda: ") + device_.name + ", " + std::to_string(device_.multiProcessorCount) +
+           " multiprocessors, compute capability " + std::to_string(device_.major) + "." + std::to_string(device_.minor);
+  }
+  bool host_readable() const override { return false; }
+
+  std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<cuda::DeviceMemory>(bytes); }
+  void copy_in(std::byte* destination, const void* host_source, size_t bytes) override {
+    wrote(destination, bytes);
+    check_cuda(cudaMemcpyAsync(destination, host_source, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
+    synchronize();  // the source may go as soon as this returns
+  }
+  void copy_out(void* host_destination, const std::byte* source, size_t bytes) override {
+    check_cuda(cudaMemcpyAsync(host_destination, source, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync to the host");
+    synchronize();
+  }
+  void copy(std::byte* destination, const std::byte* source, size_t bytes) override {
+    wrote(destination, bytes);
+    check_cuda(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync within the device");
+  }
+  void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+  void begin_step(const BatchView& batch) override {
+    synchronize();  // what the last step had put is read
+    staging_.clear();
+    step_ = {.batch = batch};
+    step_.tokens = staging_.put(batch.tokens, stream_);
+    step_.positions = staging_.put(batch.positions, stream_);
+    step_.page_tables = staging_.put(batch.page_tables, stream_);
+  }
+
+  std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
+    check_load_weight(parts);
+    int64_t rows = 0;
+    for (const HostWeight& part : parts) {
+      if (part.dtype == DType::kF32 || part.dtype != parts.front().dtype) {
+        throw std::runtime_error("the CUDA backend takes weights in bf16 or fp16, all parts in the same type: use --device cpu");
+      }
+      rows += part.rows;
+    }
+    weight_type_ = parts.front().dtype;
+    auto weight = std::make_unique<CudaWeight>(weight_type_, rows, parts.front().cols, stream_);
+    int64_t first_row = 0;
+    for (const HostWeight& part : parts) {
+      const size_t bytes = static_cast<size_t>(part.rows * part.cols) * 2;
+      auto* stored = load_.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
+      copy_in(stored, part.data, bytes);
+      cuda::pack_weight({.to = weight->data(),
+                         .from = reinterpret_cast<const uint16_t*>(stored),
+                         .first_row = first_row,
+                         .rows = part.rows,
+                         .cols = part.cols},
+                        stream_);
+      first_row += part.rows;
+    }
+    synchronize();  // other backends may read it from now on
+    return weight;
+  }
+
+  void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
+    check_embedding(out, table, tokens);
+    wrote(out);
+    cuda::embedding({.out = rows_of(out), .table = packed(table), .tokens = on_device(tokens)}, stream_);
+  }
+  void rmsnorm(Matrix out, Matrix x, Vector weight, float eps) override {
+    check_rmsnorm(out, x, weight);
+    cuda::rmsnorm({.out = rows_of(out), .packed = pack_with(out), .x = rows_of(x), .residual = {}, .weight = weight.data(), .eps = eps},
+                  stream_);
+  }
+  void add_rmsnorm(Matrix out, Matrix residual, Matrix x, Vector weight, float eps) override {
+    check_add_rmsnorm(out, residual, x, weight);
+    wrote(residual);
+    cuda::rmsnorm({.out = rows_of(out),
+                   .packed = pack_with(out),
+                   .x = rows_of(x),
+                   .residual = rows_of(residual),
+                   .weight = weight.data(),
+                   .eps = eps},
+                  stream_);
+  }
+  void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) override {
+    check_gemm(out, x, weight, bias);
+    const cuda::PackedWeight& w = packed(weight);
+    if (!is_packed(x, w.dtype)) {
+      cuda::gather_rows({.out = {nullptr, x.rows, x.cols, 0}, .packed = pack_with(x, w.dtype), .x = rows_of(x), .rows = nullptr}, stream_);
+    }
+    cuda::gemm({.out = rows_of(out),
+                .x = packed_x_,
+                .weight = w,
+                .bias = data_or_null(bias),
+                .partials = gemm_partials_.reserve<float>(
+                    cuda::gemm_partial_floats(out.rows, out.cols, x.cols, multiprocessors_), stream_),
+                .arrivals = gemm_arrivals_.reserve<int32_t>(cuda::gemm_tiles(out.rows, out.cols), stream_),
+                .multiprocessors = multiprocessors_},
+               stream_);
+    wrote(out);
+  }
+  void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor) override {
+    check_rope_table(out, positions, inv_freq);
+    wrote(out);
+    cuda::rope_table({.out = rows_of(out),
+                      .positions = on_device(positions),
+                      .inv_freq = staging_.put(inv_freq, stream_),
+                      .factor = factor},
+                     stream_);
+  }
+  void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) override {
+    check_rope_kv_write(qkv, layer, batch, params);
+    wrote(qkv);
+    cuda::rope_kv_write({.qkv = rows_of(qkv),
+                         .rope = rows_of(params.rope_table),
+                         .pages = pages_of(layer),
+                         .query_heads = params.query_heads,
+                         .row_pages = row_pages(batch, layer.page_tokens),
+                         .positions = on_device(batch.positions),
+                         .q_norm = data_or_null(params.q_norm),
+                         .k_norm = data_or_null(params.k_norm),
+                         .norm_eps = params.norm_eps},
+                        stream_);
+  }
+  void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) override {
+    check_paged_attention(out, qkv, layer, batch, params);
+    CHECK(qkv.stride % 2 == 0 && out.stride % 2 == 0) << "rows of qkv and out are read in pairs";
+    const AttentionWork& work = attention_work(batch, params);
+    cuda::paged_attention({.out = rows_of(out),
+                           .packed = pack_with(out),
+                           .qkv = rows_of(qkv),
+                           .pages = pages_of(layer),
+                           .group = params.query_heads / params.kv_heads,
+                           .scale_log2 = params.scale * kLog2E,
+                           .window_tokens = params.window_tokens,
+                           .page_tables = step_.page_tables,
+                           .tiles = work.tiles,
+                           .units = work.units,
+                           .units_of = {work.list.units_of[0], work.list.units_of[1], work.list.units_of[2]},
+                           .unit_count = 0,
+                           .partials = attention_partials_.reserve<float>(work.list.partial_floats, stream_),
+                           .arrivals = attention_arrivals_.reserve<int32_t>(
+                               static_cast<int64_t>(work.list.tiles.size()) * params.kv_heads, stream_)},
+                          attention_, stream_);
+  }
+  void silu_mul(Matrix out, Matrix gate_up) override {
+    check_silu_mul(out, gate_up);
+    cuda::silu_mul({.out = rows_of(out), .packed = pack_with(out), .gate_up = rows_of(gate_up)}, stream_);
+  }
+  void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) override {
+    check_gather_rows(out, x, rows);
+    cuda::gather_rows({.out = rows_of(out), .packed = pack_with(out), .x = rows_of(x), .rows = on_device(rows)}, stream_);
+  }
+
+ private:
+  // The attention calls of a step that are cut alike: all layers of most models.
+  struct AttentionWork {
+    cuda::WorkListOptions options;
+    cuda::WorkList list;
+    const cuda::AttentionTile* tiles = nullptr;
+    const cuda::AttentionUnit* units = nullptr;
+  };
+  // What begin_step and the first op that needs it brought to the device.
+  struct Step {
+    BatchView batch;
+    const int32_t* tokens = nullptr;
+    const int32_t* positions = nullptr;
+    const int32_t* page_tables = nullptr;
+    int32_t page_tokens = 0;
+    const int32_t* row_pages = nullptr;
+    std::optional<AttentionWork> attention;
+  };
+
+  // A weight comes from load_weight of the backend that it is given back to.
+  static const cuda::PackedWeight& packed(const Weight& weight) { return static_cast<const CudaWeight&>(weight).packed(); }
+
+  static cuda::Pages pages_of(const KvLayer& layer) {
+    CHECK(layer.dtype == DType::kBF16 || layer.dtype == DType::kF16) << "the CUDA backend keeps KV in bf16 or fp16";
+    return {layer.data, layer.page_stride_bytes, layer.dtype, layer.kv_heads, layer.page_tokens, layer.head_dim};
+  }
+
+  const int32_t* on_device(std::span<const int32_t> values) {
+    if (values.data() == step_.batch.tokens.data() && values.size() == step_.batch.tokens.size()) return step_.tokens;
+    if (values.data() == step_.batch.positions.data() && values.size() == step_.batch.positions.size()) return step_.positions;
+    return staging_.put(values, stream_);
+  }
+
+  void check_begun(const BatchView& batch) const {
+    CHECK(batch.positions.data() == step_.batch.positions.data() && batch.rows == step_.batch.rows &&
+          batch.page_tables.data() == step_.batch.page_tables.data())
+        << "begin_step comes before the ops that take the batch";
+  }
+
+  // The page that each row writes to.
+  const int32_t* row_pages(const BatchView& batch, int32_t page_tokens) {
+    check_begun(batch);
+    if (step_.page_tokens == page_tokens) return step_.row_pages;
+    std::vector<int32_t> pages;
+    for (size_t s = 0; s + 1 < batch.sequence_first_row.size(); ++s) {
+      for (int32_t row = batch.sequence_first_row[s]; row < batch.sequence_first_row[s + 1]; ++row) {
+        const int32_t entry = batch.page_table_begin[s] + batch.positions[static_cast<size_t>(row)] / page_tokens;
+        pages.push_back(batch.page_tables[static_cast<size_t>(entry)]);
+        CHECK_GE(pages.back(), 0) << "a row's own page must be there";
+      }
+    }
+    step_.page_tokens = page_tokens;
+    step_.row_pages = staging_.put(std::span<const int32_t>(pages), stream_);
+    return step_.row_pages;
+  }
+
+  const AttentionWork& attention_work(const BatchView& batch, const AttentionParams& params) {
+    check_begun(batch);
+    const cuda::WorkListOptions options{.group = params.query_heads / params.kv_heads,
+                                        .kv_heads = params.kv_heads,
+                                        .head_dim = params.head_dim,
+                                        .window_tokens = params.window_tokens,
+                                        .grid_blocks = attention_.grid_blocks,
+                                        .partial_floats_max = kPartialFloatsMax};
+    if (!step_.attention || step_.attention->options != options) {
+      AttentionWork& work = step_.attention.emplace();
+      work.options = options;
+      cuda::make_work_list(batch, options, work.list);
+      work.tiles = staging_.put(std::span<const cuda::AttentionTile>(work.list.tiles), stream_);
+      work.units = staging_.put(std::span<const cuda::AttentionUnit>(work.list.units), stream_);
+    }
+    return *step_.attention;
+  }
+
+  // ---- The packed form of the matrix that was made last: what the next gemm reads.
+  cuda::Packed pack_with(const Matrix& out) { return pack_with(out, weight_type_); }
+  cuda::Packed pack_with(const Matrix& source, DType dtype) {
+    const int64_t elements = cuda::token_tiles(source.rows) * cuda::depth_tiles(source.cols) * cuda::kTokenTileElements;
+    packed_x_ = packed_.reserve<uint16_t>(elements, stream_);
+    packed_source_ = source;
+    packed_type_ = dtype;
+    return {packed_x_, dtype, source.cols};
+  }
+  bool is_packed(const Matrix& x, DType dtype) const {
+    return packed_source_.data == x.data && packed_source_.rows == x.rows && packed_source_.cols == x.cols &&
+           packed_source_.stride == x.stride && packed_type_ == dtype && x.data != nullptr;
+  }
+  void wrote(const Matrix& matrix) {
+    wrote(matrix.data, static_cast<size_t>(std::max<int64_t>(matrix.rows * matrix.stride, 0)) * sizeof(float));
+  }
+  void wrote(const void* begin, size_t bytes) {
+    const auto* first = static_cast<const std::byte*>(begin);
+    const auto* source = reinterpret_cast<const std::byte*>(packed_source_.data);
+    const auto source_bytes = static_cast<size_t>(packed_source_.rows * packed_source_.stride) * sizeof(float);
+    if (first < source + source_bytes && source < first + bytes) packed_source_ = {};
+  }
+
+  cudaDeviceProp device_{};
+  cudaStream_t stream_ = nullptr;
+  int32_t multiprocessors_ = 1;
+  cuda::AttentionDevice attention_;
+  cuda::Staging staging_;
+  Step step_;
+  cuda::Workspace load_, packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_;
+  DType weight_type_ = DType::kBF16;
+  uint16_t* packed_x_ = nullptr;
+  Matrix packed_source_;
+  DType packed_type_ = DType::kBF16;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options) {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error != cudaSuccess) throw std::runtime_error(std::string("no CUDA device: ") + cudaGetErrorString(error));
+  if (devices == 0) throw std::runtime_error("no CUDA device: the driver lists none");
+  return std::make_unique<CudaBackend>(options);
+}
+
+}  // namespace headroom

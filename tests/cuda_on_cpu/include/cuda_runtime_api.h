@@ -1,0 +1,49 @@
+// The part of the CUDA runtime that the backend calls, on host memory, for tests. Device memory is host memory, and what a stream
+// is told to do is done at once, so an order that is missing does not show; what is asked of the runtime, and what it answers
+// when it fails, does.
+#pragma once
+
+#include <cstddef>
+
+using cudaError_t = int;
+using cudaStream_t = struct CUstream_st*;
+constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
+constexpr cudaError_t cudaErrorMemoryAllocation = 2;
+constexpr cudaError_t cudaErrorNoDevice = 100;
+constexpr cudaError_t cudaErrorIllegalAddress = 700;
+constexpr unsigned cudaStreamNonBlocking = 1;
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+
+struct cudaDeviceProp {
+  char name[256];
+  int multiProcessorCount;
+  size_t sharedMemPerBlockOptin;
+  int major;
+  int minor;
+};
+
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMallocHost(void** memory, size_t bytes);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+
+namespace headroom::cuda_on_cpu {
+
+// The device that there is: 0 takes it away, and a memory of its own size.
+void set_devices(int count);
+void set_memory_bytes(size_t bytes);
+// The call after the next `calls` fails with `error`, once; sticky errors from then on. Negative: none does.
+void fail_after(int calls, cudaError_t error);
+
+}  // namespace headroom::cuda_on_cpu
