@@ -31,13 +31,13 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t start;
-  sigjmp_buf place;
-  std::unique_ptr<char[]> stack;
-  bool begun = false;
-  bool done = true;
   const uint32_t* waits_for = nullptr;  // runs again when this differs from `seen`
   uint32_t seen = 0;
+  bool begun = false;
+  bool done = true;
+  sigjmp_buf place;
+  ucontext_t start;
+  std::unique_ptr<char[]> stack;
   std::deque<std::vector<Copy>> closed;  // groups of copies that were not waited for
   std::vector<Copy> open;
 };
@@ -97,9 +97,10 @@ void fiber_main() {
 
 // The next thread in turn that can run; −1: none can.
 int next_to_run(int after) {
-  const int start = block.place_of[static_cast<size_t>(after)];
-  for (int i = 1; i <= block.threads; ++i) {
-    const int thread = block.turn[static_cast<size_t>((start + i) % block.threads)];
+  size_t place = static_cast<size_t>(block.place_of[static_cast<size_t>(after)]);
+  for (int i = 0; i < block.threads; ++i) {
+    if (++place == static_cast<size_t>(block.threads)) place = 0;
+    const int thread = block.turn[place];
     if (can_run(*block.fibers[static_cast<size_t>(thread)])) return thread;
   }
   return -1;

@@ -1,8 +1,8 @@
 // kernels/cuda/ptx.h in C++, for tests: stands in its place when the kernels are compiled for the CPU. The fragment layouts of
 // mma and ldmatrix are written here from the PTX ISA's tables, independently of kernels/cuda/layout.h.
 //
-// Numbers: products of 16-bit elements are exact; a matrix product sums them in double and rounds once, where a GPU keeps a
-// few bits more or less than fp32 and truncates. 2^x is the C library's. So bits differ from a GPU's; rules about bits do not.
+// Numbers: products of 16-bit elements are exact in fp32; a matrix product adds them to the sum one after another, where a GPU
+// adds several at once and truncates. 2^x is the C library's. So bits differ from a GPU's; rules about bits do not.
 #pragma once
 
 #include <math.h>
@@ -114,11 +114,9 @@ struct MmaOut {
 //   C, c0..c3: row = groupID for i < 2, groupID + 8 otherwise; col = threadID · 2 + (i & 1).
 inline void combine_mma(const void* in, void* out) {
   const auto* slots = static_cast<const unsigned char*>(in);
-  float a[16][16], b[16][8];
-  double sums[16][8];
-  MmaIn lanes[cuda_on_cpu::kLanes];
+  float a[16][16], b[16][8], sums[16][8];
   for (int lane = 0; lane < cuda_on_cpu::kLanes; ++lane) {
-    MmaIn& mine = lanes[lane];
+    MmaIn mine;
     std::memcpy(&mine, slots + lane * 64, sizeof(mine));
     const int group = lane >> 2, thread = lane % 4;
     for (int i = 0; i < 8; ++i) {
@@ -134,14 +132,14 @@ inline void combine_mma(const void* in, void* out) {
   }
   for (int row = 0; row < 16; ++row) {
     for (int k = 0; k < 16; ++k) {
-      const double left = a[row][k];
+      const float left = a[row][k];
       for (int col = 0; col < 8; ++col) sums[row][col] += left * b[k][col];
     }
   }
   for (int lane = 0; lane < cuda_on_cpu::kLanes; ++lane) {
     const int group = lane >> 2, thread = lane % 4;
     MmaOut result;
-    for (int i = 0; i < 4; ++i) result.c[i] = static_cast<float>(sums[i < 2 ? group : group + 8][thread * 2 + (i & 1)]);
+    for (int i = 0; i < 4; ++i) result.c[i] = sums[i < 2 ? group : group + 8][thread * 2 + (i & 1)];
     std::memcpy(static_cast<unsigned char*>(out) + lane * 64, &result, sizeof(result));
   }
 }
