@@ -42,7 +42,7 @@ std::vector<float> run(Backend& backend, const Weight& weight, std::span<const f
   return out.read();
 }
 
-// fp32 sums of at most 128 products in a chain, then of chunks. Largest error measured on this grid: 1.1e-6 at K = 576.
+// Products of N(0, 1) and N(0, 0.05²), exact in fp32, summed in chains of at most 64 and then by chunks.
 double tolerance(const Problem& problem) { return 5e-7 + 4e-9 * static_cast<double>(problem.inputs); }
 
 TEST(CudaGemm, MatchesTheReference) {
