@@ -122,14 +122,14 @@ HEADROOM_DEVICE void load_step(const Params& params, int step, SharedAddress sta
   using S = Shape<kRowTiles>;
   constexpr int kWeightChunks = kStepTiles * kWeightTileElements * 2 / 16;  // of a weight tile's step: one run of bytes
   constexpr int kTokenChunks = kStepTiles * kTokenTileElements * 2 / 16;
-#pragma unroll
+#pragma unroll 1
   for (int i = thread_id(); i < kBlockWeightTiles * kWeightChunks; i += kThreads) {
     const int tile = block_x() * kBlockWeightTiles + i / kWeightChunks;
     const bool valid = tile < params.weight_tiles;
     const int64_t from = ((valid ? static_cast<int64_t>(tile) * params.depth : 0) + step) * kWeightTileElements;
     cp_async_16(stage + static_cast<SharedAddress>(i * 16), params.args.weight.data + from + i % kWeightChunks * 8, valid);
   }
-#pragma unroll
+#pragma unroll 1
   for (int i = thread_id(); i < S::kBlockTokenTiles * kTokenChunks; i += kThreads) {
     const int tile = block_y() * S::kBlockTokenTiles + i / kTokenChunks;
     const bool valid = tile < params.token_tiles;
@@ -201,10 +201,8 @@ HEADROOM_DEVICE void add_chunks_if_last(const Params& params, int row_warp, int 
   for_each_output<kRowTiles>(params, row_warp, col_warp, lane, sums, [&](int64_t token, int output, float) {
     const float* parts = args.partials + token * args.out.cols + output;
     float sum = load_shared_result(parts);
-#pragma unroll
-    for (int chunk = 1; chunk < kChunksMax; ++chunk) {
-      if (chunk < params.chunks) sum += load_shared_result(parts + chunk * chunk_floats);
-    }
+#pragma unroll 1
+    for (int chunk = 1; chunk < params.chunks; ++chunk) sum += load_shared_result(parts + chunk * chunk_floats);
     if (args.bias != nullptr) sum += args.bias[output];
     args.out.data[token * args.out.stride + output] = sum;
   });
