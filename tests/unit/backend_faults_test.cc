@@ -1,0 +1,204 @@
+// A device that fails at any one of its calls, under the real engine with a real (tiny) model: what the requests see, and that no
+// other request's answer changes by a bit.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/transformer_runner.h"
+#include "tests/unit/faulty_backend.h"
+
+namespace headroom {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr int kRequests = 3;
+constexpr int32_t kGeneratedTokens = 6;
+
+ModelConfig tiny_config() {
+  ModelConfig config;
+  config.architecture = "LlamaForCausalLM";
+  config.layers = 2;
+  config.model_dim = 32;
+  config.query_heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 8;
+  config.ffn_dim = 48;
+  config.vocab_size = 64;
+  config.context_tokens = 256;
+  config.norm_eps = 1e-5f;
+  config.tied_embeddings = true;
+  config.layer_has_rope = {true, true};
+  config.rope.rotary_dim = 8;
+  return config;
+}
+
+std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan) {
+  const ModelConfig config = tiny_config();
+  auto backend = std::make_unique<FaultyBackend>(make_cpu_backend({.threads = 1}), plan);
+  const KvShape shape = kv_shape(config, DType::kBF16, 16);
+  constexpr int64_t kPages = 40;
+  auto weights = random_weights(config, DType::kBF16, 7, *backend);
+  auto cache = std::make_unique<KvCache>(shape, kPages, *backend);
+  auto transformer = std::make_unique<Transformer>(
+      config, std::move(weights), *backend, TransformerOptions{.step_tokens_max = 64, .logits_rows_max = 8, .served_context_tokens = 256});
+  EngineOptions options;
+  options.scheduler = {.pages_total = kPages, .page_tokens = 16, .step_tokens_max = 64, .running_sequences_max = 8,
+                       .queue_requests_max = 8, .context_tokens_max = 256};
+  return std::make_unique<Engine>(
+      options, shape, std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), 8), nullptr);
+}
+
+GenerateRequest request(int i) {
+  GenerateRequest request;
+  for (int32_t t = 0; t < 17 + i; ++t) request.prompt.push_back((t * (5 + 2 * i) + i) % 64);
+  request.generated_tokens_max = kGeneratedTokens;
+  request.sampling.temperature = 0;
+  request.ignore_eos = true;
+  request.top_logprobs = 0;
+  return request;
+}
+
+struct Answer {
+  std::vector<TokenId> tokens;
+  std::vector<float> logprobs;
+  FinishReason reason = FinishReason::stop;
+  int terminal_events = 0;
+  // All bits: the tokens and how likely each was.
+  bool operator==(const Answer&) const = default;
+};
+
+Answer collect(TokenStream& stream) {
+  Answer answer;
+  while (const std::optional<StreamEvent> event = stream.next(answer.terminal_events > 0 ? 1ms : 30s)) {
+    if (const auto* delta = std::get_if<TokenDelta>(&*event)) {
+      answer.tokens.push_back(delta->token);
+      answer.logprobs.push_back(delta->logprobs.logprob);
+    } else if (const auto* finished = std::get_if<Finished>(&*event)) {
+      answer.reason = finished->reason;
+      ++answer.terminal_events;
+    }
+  }
+  EXPECT_EQ(answer.terminal_events, 1);
+  return answer;
+}
+
+std::vector<std::shared_ptr<TokenStream>> submit_all(Engine& engine, const std::string& salt = {}) {
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (int i = 0; i < kRequests; ++i) {
+    GenerateRequest next = request(i);
+    next.cache_salt = salt;
+    auto submitted = engine.submit(std::move(next));
+    auto* stream = std::get_if<std::shared_ptr<TokenStream>>(&submitted);
+    if (stream != nullptr) streams.push_back(*stream);
+  }
+  return streams;
+}
+std::vector<Answer> run_all(Engine& engine, const std::string& salt = {}) {
+  std::vector<Answer> answers;
+  for (const auto& stream : submit_all(engine, salt)) answers.push_back(collect(*stream));
+  return answers;
+}
+
+class BackendFaults : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto plan = std::make_shared<FaultPlan>();
+    const auto engine = engine_with(plan);
+    plan->calls = 0;
+    right_ = run_all(*engine);
+    calls_ = plan->calls;
+    ASSERT_EQ(right_.size(), static_cast<size_t>(kRequests));
+    for (const Answer& answer : right_) ASSERT_EQ(answer.tokens.size(), static_cast<size_t>(kGeneratedTokens));
+    ASSERT_GT(calls_, 100);
+  }
+  // An engine whose device fails at call k of the work to come.
+  std::unique_ptr<Engine> armed(Fault fault, int64_t k) {
+    plan_ = std::make_shared<FaultPlan>();
+    auto engine = engine_with(plan_);
+    plan_->fault = fault;
+    plan_->calls = 0;
+    plan_->at_call = k;
+    return engine;
+  }
+  // How many failed; the others are right to the bit.
+  int failures(const std::vector<Answer>& answers) {
+    int failed = 0;
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (answers[i].reason == FinishReason::error) {
+        ++failed;
+      } else {
+        EXPECT_EQ(answers[i], right_[i]) << "request " << i << " changed when call " << plan_->at_call << ", " << plan_->op << ", failed";
+      }
+    }
+    return failed;
+  }
+
+  std::vector<Answer> right_;
+  int64_t calls_ = 0;  // of a run without a fault, all requests together; batched otherwise, a run may take more or fewer
+  std::shared_ptr<FaultPlan> plan_;
+};
+
+TEST_F(BackendFaults, OutOfMemoryFailsOneRequestAtMostAndTheEngineServesOn) {
+  std::set<std::string> hit;
+  for (int64_t k = 0; k < calls_; ++k) {
+    const auto engine = armed(Fault::out_of_memory, k);
+    const int failed = failures(run_all(*engine));
+    EXPECT_EQ(failed, plan_->op.empty() ? 0 : 1) << k;
+    hit.insert(plan_->op);
+    if (k % 16 == 0) {
+      EXPECT_EQ(run_all(*engine), right_) << "after the failure of call " << k;
+    }
+  }
+  for (const char* op : {"begin_step", "embedding", "rope_table", "rmsnorm", "gemm", "rope_kv_write", "paged_attention", "add_rmsnorm",
+                         "silu_mul", "gather_rows", "synchronize"}) {
+    EXPECT_TRUE(hit.contains(op)) << op << " was never hit";
+  }
+}
+
+TEST_F(BackendFaults, ALostDeviceEndsEveryStreamOnceAndRefusesMore) {
+  for (int64_t k = 0; k < calls_; k += 3) {
+    const auto engine = armed(Fault::sticky, k);
+    const std::vector<Answer> answers = run_all(*engine);
+    const int failed = failures(answers);
+    if (plan_->op.empty()) continue;
+    EXPECT_GE(failed, 1) << k;
+    EXPECT_TRUE(engine->stats().faulted);
+    EXPECT_THAT(engine->stats().fault, testing::HasSubstr(plan_->op));
+    auto refused = engine->submit(request(0));
+    ASSERT_TRUE(std::holds_alternative<SubmitError>(refused)) << k;
+    EXPECT_EQ(std::get<SubmitError>(refused).kind, SubmitError::Kind::faulted);
+  }
+}
+
+// Pages are found again by their tokens, also those of a request that failed: another salt asks for none of them.
+TEST_F(BackendFaults, WrongNumbersFailTheRequestThatTheyAreOfAlone) {
+  for (int64_t k = 0; k < calls_; ++k) {
+    const auto engine = armed(Fault::nan, k);
+    EXPECT_LE(failures(run_all(*engine)), 1) << k << ", " << plan_->op;
+    plan_->fault = Fault::none;
+    EXPECT_EQ(run_all(*engine, "another tenant"), right_) << "after call " << k << ", " << plan_->op;
+  }
+}
+
+TEST_F(BackendFaults, ADeviceThatDoesNotAnswerStandsStillAndThenNothingHasChanged) {
+  for (int64_t k = 0; k < 100; k += 23) {  // any run has as many calls
+    const auto engine = armed(Fault::hang, k);
+    const auto streams = submit_all(*engine);
+    plan_->hanging.wait(false);
+    const auto before = engine->stats().steps;
+    std::this_thread::sleep_for(5ms);
+    EXPECT_EQ(engine->stats().steps, before);
+    plan_->released = true;
+    plan_->released.notify_all();
+    std::vector<Answer> answers;
+    for (const auto& stream : streams) answers.push_back(collect(*stream));
+    EXPECT_EQ(answers, right_) << k;
+  }
+}
+
+}  // namespace
+}  // namespace headroom
