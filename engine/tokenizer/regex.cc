@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <stdexcept>
@@ -16,6 +17,8 @@ namespace {
 constexpr std::string_view kSpace = "\\p{White_Space}";
 constexpr std::string_view kNotSpace = "\\P{White_Space}";
 constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr uint32_t kMatchLimit = 1 << 27;         // about a second; a long text in capitals is given back one by one by o200k
+constexpr uint32_t kCarefulMatchLimit = 1 << 22;  // some tens of milliseconds of the interpreter, from one character
 // Outside of a class Oniguruma answers for Latin-1 from a table of its own, which holds six superscripts and fractions.
 constexpr std::string_view kWordAlone = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 
@@ -196,6 +199,93 @@ class Translator {
   std::string out_;
 };
 
+// Whether a match that fails may have tried more than linearly many ways from one character: two repetitions that can give back what they
+// took, and behind them something that can fail. PCRE2's compiled code does not count what repetitions of single characters give back, so
+// such a pattern is interpreted, which counts everything. Reads what Translator writes; errs on the side of true.
+class BacktrackingCheck {
+ public:
+  explicit BacktrackingCheck(std::string_view pattern) : pattern_(pattern), position_(pattern.starts_with("(?i)") ? 4 : 0) {}
+  bool run() {
+    while (position_ < pattern_.size()) {
+      alternatives(0, 0);
+      ++position_;  // a ) too many: PCRE2 has refused it
+    }
+    return found_;
+  }
+
+ private:
+  static constexpr int kDepthMax = 250;  // PCRE2's own
+
+  // Until the closing parenthesis or the end; returns the repetitions on the way through, at most.
+  int alternatives(int before, int depth) {
+    if (depth > kDepthMax) found_ = true;
+    int most = before, here = before;
+    while (position_ < pattern_.size() && pattern_[position_] != ')') {
+      if (pattern_[position_] == '|') {
+        ++position_;
+        here = before;
+        continue;
+      }
+      here = item(here, depth);
+      most = std::max(most, here);
+    }
+    return most;
+  }
+
+  int item(int before, int depth) {
+    const bool is_group = pattern_[position_] == '(' && depth <= kDepthMax;
+    bool is_closed = false;  // look-around and atomic groups give nothing back once they are left
+    int inside = 0;
+    if (is_group) {
+      const std::string_view rest = pattern_.substr(position_);
+      const bool has_kind = rest.starts_with("(?");
+      is_closed = has_kind && !rest.starts_with("(?:") && !rest.starts_with("(?i:");
+      position_ = has_kind ? pattern_.find_first_of(":=!>", position_) + 1 : position_ + 1;
+      inside = alternatives(0, depth + 1);
+      ++position_;
+    } else {
+      skip_single();
+    }
+    bool may_be_absent = false, is_repeated = false, is_possessive = false;
+    quantifier(&may_be_absent, &is_repeated, &is_possessive);
+    if (before >= 2 && !may_be_absent) found_ = true;
+    if (inside >= 2 && is_repeated) found_ = true;
+    if (is_closed || is_possessive) return before;
+    return before + inside + (is_repeated ? 1 : 0);
+  }
+
+  void skip_single() {
+    const char c = pattern_[position_];
+    if (c == '[') {
+      for (++position_; position_ < pattern_.size() && pattern_[position_] != ']'; ++position_) position_ += pattern_[position_] == '\\';
+      ++position_;
+    } else if (c == '\\') {
+      const bool braced = pattern_.substr(position_ + 1, 1).find_first_of("pPx") == 0 && pattern_.substr(position_ + 2, 1) == "{";
+      position_ = braced ? pattern_.find('}', position_) + 1 : position_ + 2;
+    } else {
+      do ++position_;
+      while (position_ < pattern_.size() && (static_cast<unsigned char>(pattern_[position_]) & 0xC0) == 0x80);
+    }
+    position_ = std::min(position_, pattern_.size());
+  }
+
+  void quantifier(bool* may_be_absent, bool* is_repeated, bool* is_possessive) {
+    const char c = position_ < pattern_.size() ? pattern_[position_] : '\0';
+    if (c != '?' && c != '*' && c != '+' && c != '{') return;
+    *may_be_absent = c == '?' || c == '*' || pattern_.substr(position_, 3) == "{0,";
+    // Of {n} there is nothing to give back.
+    *is_repeated = c == '*' || c == '+' || (c == '{' && pattern_.substr(position_, pattern_.find('}', position_) - position_).find(',') != std::string_view::npos);
+    position_ = c == '{' ? std::min(pattern_.find('}', position_), pattern_.size() - 1) + 1 : position_ + 1;
+    const char suffix = position_ < pattern_.size() ? pattern_[position_] : '\0';
+    *is_possessive = suffix == '+';
+    if (suffix == '+' || suffix == '?') ++position_;
+  }
+
+  std::string_view pattern_;
+  size_t position_;
+  bool found_ = false;
+};
+
 std::string pcre2_message(int error) {
   std::array<PCRE2_UCHAR, 160> buffer{};
   pcre2_get_error_message(error, buffer.data(), buffer.size());
@@ -215,9 +305,6 @@ void RegexDelete::operator()(pcre2_real_match_data_8* data) const { pcre2_match_
 RegexScratch::RegexScratch()
     : data_(pcre2_match_data_create(1, nullptr)), context_(pcre2_match_context_create(nullptr)) {
   if (data_ == nullptr || context_ == nullptr) throw std::bad_alloc();
-  // Enough to give back the longest text one character at a time, as o200k does with a text in capitals; about a
-  // second.
-  pcre2_set_match_limit(context_.get(), 1 << 27);
 }
 
 std::string translate_oniguruma(std::string_view pattern) { return Translator(pattern).run(); }
@@ -238,7 +325,8 @@ Regex::Regex(std::string_view pattern) : pattern_(pattern) {
                             &error, &error_offset, compile_context.get()));
   if (code_ == nullptr) throw std::runtime_error("regular expression /" + pattern_ + "/: " + pcre2_message(error));
   // A machine that forbids writable code pages has no JIT: the interpreter then does the same work more slowly.
-  jit_ = pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE) == 0;
+  backtracks_ = BacktrackingCheck(translated).run();
+  jit_ = !backtracks_ && pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE) == 0;
 }
 
 void Regex::fail(const std::string& reason) const {
@@ -251,6 +339,7 @@ int Regex::search(std::string_view text, size_t begin, size_t start_max, RegexSc
   pcre2_match_data* data = scratch->data_.get();
   pcre2_match_context* context = scratch->context_.get();
   pcre2_set_offset_limit(context, start_max);
+  pcre2_set_match_limit(context, backtracks_ ? kCarefulMatchLimit : kMatchLimit);
   int result = PCRE2_ERROR_JIT_STACKLIMIT;
   if (jit_) result = pcre2_jit_match(code_.get(), subject, text.size(), begin, PCRE2_NO_UTF_CHECK, data, context);
   if (result != PCRE2_ERROR_JIT_STACKLIMIT) return result;
@@ -268,7 +357,7 @@ bool Regex::find(std::string_view text, size_t begin, RegexScratch* scratch, Tex
   CHECK_LE(begin, text.size());
   Clock::time_point last;
   for (bool first = true;; first = false) {
-    const size_t starts = kSliceSteps / (text.size() - begin + 1) + 1;
+    const size_t starts = backtracks_ ? 1 : kSliceSteps / (text.size() - begin + 1) + 1;
     const bool is_last = starts > text.size() - begin;
     const int result = search(text, begin, is_last ? PCRE2_UNSET : begin + starts - 1, scratch);
     if (result > 0) {

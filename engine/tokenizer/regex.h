@@ -48,12 +48,15 @@ class Regex {
   // REQUIRES: text is well-formed UTF-8, begin <= text.size() is a boundary of characters in it.
   bool find(std::string_view text, size_t begin, RegexScratch* scratch, TextRange* match) const;
 
+  bool backtracks() const { return backtracks_; }
+
  private:
   [[noreturn]] void fail(const std::string& reason) const;
   int search(std::string_view text, size_t begin, size_t start_max, RegexScratch* scratch) const;
 
   std::string pattern_;
   bool jit_ = false;
+  bool backtracks_ = false;  // its time is counted closely, at the price of speed
   std::unique_ptr<pcre2_real_code_8, RegexDelete> code_;
 };
 

@@ -2,6 +2,7 @@
 // has been assigned for twenty years and over 20,000 strings; and UTF-8 against its definition.
 #include <gtest/gtest.h>
 
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -139,6 +140,38 @@ TEST(Regex, RefusesWhatItWouldReadDifferently) {
                               "\\xE9"}) {
     EXPECT_THROW(Regex{pattern}, std::runtime_error) << pattern;
   }
+}
+
+TEST(Regex, KnowsWhatMayTakeMoreThanLinearTimeFromOneCharacter) {
+  for (const char* pattern : {"a*a*b", "a+a+$", "\\s*\\s*\\s*x", "(?:a*)(?:a*)b", "[ab]*[bc]*(?:x|y)", "(?:a*b*)*c", "(a*a*)+", "a{0,9}a{1,}c",
+                              "x(?=a*a*b)", "\\p{L}+.*?\\p{N}"}) {
+    EXPECT_TRUE(Regex(pattern).backtracks()) << pattern;
+  }
+  // Of published tokenizers; and what gives nothing back.
+  for (const char* pattern :
+       {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+        "(?i:'s|'t|'re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+        "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lm}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{M}]+(?i:'s|'t)?", "a++a++b", "(?>a*)(?>a*)b", "\\d{3}\\d{3}x"}) {
+    EXPECT_FALSE(Regex(pattern).backtracks()) << pattern;
+  }
+}
+
+TEST(Regex, NestedRepetitionsAreGivenUpInSeconds) {
+  int given_up = 0;
+  for (const char* pattern : {"a*a*[bc]", "\\s*\\s*\\s*[xy]", "x(?=a*a*a*[bc])", "(?:a*)(?:a*)[bc]"}) {
+    RegexScratch scratch;
+    TextRange match{};
+    const std::string text = std::string("x") + std::string(3000, pattern[0] == '\\' ? ' ' : 'a');
+    const std::clock_t begin = std::clock();
+    try {
+      EXPECT_FALSE(Regex(pattern).find(text, 1, &scratch, &match)) << pattern;
+    } catch (const std::runtime_error&) {
+      ++given_up;
+    }
+    EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 3.5) << pattern;
+    EXPECT_TRUE(Regex("a*a*b").find("aaab", 0, &scratch, &match));
+  }
+  EXPECT_GT(given_up, 0);
 }
 
 TEST(Regex, EmptyMatchesEndAndAdvance) {
