@@ -1,7 +1,9 @@
 #include "server/logging.h"
 
+#include <limits.h>
+#include <poll.h>
 #include <spdlog/formatter.h>
-#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -9,7 +11,10 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
 
 #include "server/options.h"
 
@@ -31,10 +36,45 @@ class JsonFormatter : public spdlog::formatter {
   std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonFormatter>(); }
 };
 
+// Standard error, as long as somebody reads it: what would block is left out, and counted. A worker that waits for its log would take the
+// server down with whatever collects the lines. A pipe that can be written to takes PIPE_BUF bytes without blocking.
+class StderrSink : public spdlog::sinks::base_sink<std::mutex> {
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    if (lost_lines_ > 0 && can_write()) {
+      spdlog::memory_buf_t note;
+      const std::string text = std::to_string(lost_lines_) + " lines of the log could not be written";
+      formatter_->format(spdlog::details::log_msg("headroom", spdlog::level::warn, text), note);
+      if (write_all({note.data(), note.size()})) lost_lines_ = 0;
+    }
+    if (lost_lines_ > 0 || !write_all({line.data(), line.size()})) ++lost_lines_;
+  }
+  void flush_() override {}
+
+ private:
+  static bool can_write() {
+    pollfd fd{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+    return poll(&fd, 1, 0) == 1 && (fd.revents & POLLOUT) != 0;
+  }
+  static bool write_all(std::string_view text) {
+    while (!text.empty()) {
+      if (!can_write()) return false;
+      const ssize_t written = write(STDERR_FILENO, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
+      if (written <= 0) return false;
+      text.remove_prefix(static_cast<size_t>(written));
+    }
+    return true;
+  }
+
+  int64_t lost_lines_ = 0;
+};
+
 }  // namespace
 
 void set_up_logging(const std::string& level, const std::string& format) {
-  auto logger = std::make_shared<spdlog::logger>("headroom", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>("headroom", std::make_shared<StderrSink>());
   logger->set_level(spdlog::level::from_str(level));
   if (format == "json") {
     logger->set_formatter(std::make_unique<JsonFormatter>());

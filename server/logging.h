@@ -1,4 +1,5 @@
 // Log lines to stderr, as text or as one JSON object each. Nothing of a prompt, an answer or a key is ever logged.
+// A log that nobody reads, or a disk without room, costs lines, which are counted, and never a request.
 #pragma once
 
 #include <cstddef>
