@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
+#include <utility>
 
 #include "engine/engine_state.h"
 #include "kernels/check.h"
@@ -106,7 +108,11 @@ Engine::SubmitResult Engine::submit(GenerateRequest request) {
   live->stream = std::make_shared<TokenStream>(request.choices, [inbox = inbox_, id] {
     {
       std::lock_guard cancel_lock(inbox->mutex);
-      inbox->signalled.push_back(id);
+      try {
+        inbox->signalled.push_back(id);
+      } catch (const std::bad_alloc&) {
+        inbox->signal_lost = true;
+      }
     }
     inbox->work.notify_one();
   });
@@ -170,13 +176,41 @@ std::shared_ptr<const LiveView> Engine::live_view(std::chrono::milliseconds wait
 // The engine thread; its step is in engine_step.cc.
 
 void Engine::thread_main() {
-  while (take_inbox()) step();
-  abort_all(FinishReason::abort, "the server is stopping");
-  deliver_ended();
+  try {
+    while (take_inbox()) step();
+    abort_all(FinishReason::abort, "the server is stopping");
+    deliver_ended();
+  } catch (const std::exception& error) {
+    fail_for_good(dynamic_cast<const std::bad_alloc*>(&error) != nullptr ? "the server has no memory left" : "internal error");
+  }
+}
+
+// Something gave way between two consistent states, most likely for want of memory, so nothing more is computed. Every request is told, new
+// ones are refused, and who runs the server sees a fault and ends the process. Takes no memory itself.
+void Engine::fail_for_good(const char* message) noexcept {
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats_.faulted = true;
+    try {
+      stats_.fault = message;
+    } catch (const std::bad_alloc&) {
+      stats_.fault = "no memory";  // short enough to be held in place
+    }
+  }
+  for (const auto& [id, live] : live_) live->stream->fail(message);
+  std::lock_guard lock(inbox_->mutex);
+  inbox_->faulted = true;
+  for (const auto* group : {&admitting_, &inbox_->submitted}) {
+    for (const auto& live : *group) {
+      if (live != nullptr) live->stream->fail(message);
+    }
+  }
+  inbox_->submitted.clear();  // they hold the inbox
+  inbox_->accepted = 0;
+  inbox_->idle.notify_all();
 }
 
 bool Engine::take_inbox() {
-  std::vector<std::unique_ptr<Live>> submitted;
   std::vector<RequestId> signalled;
   bool abort_running = false;
   bool stop = false;
@@ -189,7 +223,7 @@ bool Engine::take_inbox() {
     std::unique_lock lock(inbox_->mutex);
     const auto has_news = [this] {
       return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->signalled.empty() ||
-             inbox_->views_asked > views_answered_;
+             inbox_->views_asked > views_answered_ || inbox_->signal_lost;
     };
     if (!scheduler_.has_work() && !has_news()) {
       inbox_->work.wait(lock, has_news);
@@ -197,9 +231,13 @@ bool Engine::take_inbox() {
       std::lock_guard stats_lock(stats_mutex_);
       last_progress_time_ = Clock::now();
     }
-    submitted.swap(inbox_->submitted);
+    admitting_.swap(inbox_->submitted);
     signalled.swap(inbox_->signalled);
-    for (const auto& live : submitted) {
+    if (std::exchange(inbox_->signal_lost, false)) {
+      for (const auto& [id, live] : live_) signalled.push_back(id);
+      for (const auto& live : admitting_) signalled.push_back(live->id);
+    }
+    for (const auto& live : admitting_) {
       ++inbox_->queue_requests;
       inbox_->queue_tokens += static_cast<int64_t>(live->request.prompt.size());
     }
@@ -208,7 +246,8 @@ bool Engine::take_inbox() {
     stop = inbox_->stop;
     views_asked = inbox_->views_asked;
   }
-  for (auto& live : submitted) admit(std::move(live));
+  for (auto& live : admitting_) admit(live);
+  admitting_.clear();
   for (RequestId id : signalled) heed_signal(id);
   if (abort_running) abort_all(FinishReason::abort, "the server is shutting down");
   unchecked_ = unchecked_ || scheduler_.has_work();
@@ -216,7 +255,7 @@ bool Engine::take_inbox() {
   return !stop;
 }
 
-void Engine::admit(std::unique_ptr<Live> live) {
+void Engine::admit(std::unique_ptr<Live>& live) {
   GenerateRequest& request = live->request;
   live->choices.resize(static_cast<size_t>(request.choices));
   live->choices_left = request.choices;
@@ -232,7 +271,7 @@ void Engine::admit(std::unique_ptr<Live> live) {
                                                  .all_prompt_logits = request.prompt_logprobs});
   // submit() has checked the same bounds against a queue that can only have shrunk.
   CHECK(admission.accepted());
-  live_.emplace(live->id, std::move(live));
+  live_.try_emplace(live->id).first->second = std::move(live);  // it is lost to neither if there is no memory
 }
 
 // The consumer wants no more of a request, or of some choices of it. A choice that goes on ends those that were stopped as they come up;

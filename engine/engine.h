@@ -106,7 +106,7 @@ class Engine {
   // Engine thread.
   void thread_main();
   bool take_inbox();  // waits while there is no work; false: stop
-  void admit(std::unique_ptr<Live> live);
+  void admit(std::unique_ptr<Live>& live);
   void heed_signal(RequestId id);
   void step();
   void run_plan(const StepPlan& plan);
@@ -121,6 +121,7 @@ class Engine {
   void end(Live& live, FinishReason reason, const std::string& message);
   void abort(RequestId id, FinishReason reason, const std::string& message);
   void abort_all(FinishReason reason, const std::string& message);
+  void fail_for_good(const char* message) noexcept;
   void deliver_ended();
   void note_scheduled(const StepPlan& plan);
   void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
@@ -139,6 +140,7 @@ class Engine {
   Scheduler scheduler_;
   Sampler sampler_;
   Batch batch_;
+  std::vector<std::unique_ptr<Live>> admitting_;  // out of the inbox, not all in live_ yet
   std::unordered_map<RequestId, std::unique_ptr<Live>> live_;
   std::vector<RequestId> ended_;       // since the last step: their last event follows the commit
   std::vector<Draw> draws_;            // [plan.sampled]

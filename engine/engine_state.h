@@ -39,6 +39,7 @@ struct Engine::Inbox {
   std::condition_variable idle;
   std::vector<std::unique_ptr<Live>> submitted;
   std::vector<RequestId> signalled;  // cancelled, or a choice of it was stopped
+  bool signal_lost = false;          // there was no memory for one: it may be any
   bool stop = false;
   bool draining = false;
   bool abort_running = false;

@@ -251,7 +251,7 @@ void Engine::deliver_ended() {
   if (ended_.empty()) return;
   const auto now = Clock::now();
   for (RequestId id : ended_) {
-    const std::unique_ptr<Live> live = std::move(live_.extract(id).mapped());
+    Live* live = find(id);
     if (observer_ != nullptr) {
       const auto first_scheduled = live->first_scheduled.value_or(now);
       const auto first_token = live->first_token.value_or(now);
@@ -270,6 +270,7 @@ void Engine::deliver_ended() {
                                       .e2e_seconds = seconds_between(live->arrival, now)});
     }
     live->stream->push(live->finished);
+    live_.erase(id);
   }
   {
     std::lock_guard lock(inbox_->mutex);

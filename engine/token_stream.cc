@@ -1,12 +1,15 @@
 #include "engine/token_stream.h"
 
+#include <utility>
+
 #include "kernels/check.h"
 
 namespace headroom {
 
 std::optional<StreamEvent> TokenStream::next(std::chrono::milliseconds wait_max) {
   std::unique_lock lock(mutex_);
-  if (!arrived_.wait_for(lock, wait_max, [this] { return !events_.empty(); })) return std::nullopt;
+  if (!arrived_.wait_for(lock, wait_max, [this] { return !events_.empty() || failure_ != nullptr; })) return std::nullopt;
+  if (events_.empty()) return Finished{.reason = FinishReason::error, .message = std::exchange(failure_, nullptr)};
   StreamEvent event = std::move(events_.front());
   events_.pop_front();
   return event;
@@ -28,6 +31,15 @@ void TokenStream::push(StreamEvent event) {
     CHECK(!finished_) << "an event after Finished";
     finished_ = std::holds_alternative<Finished>(event);
     events_.push_back(std::move(event));
+  }
+  arrived_.notify_one();
+}
+
+void TokenStream::fail(const char* message) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(finished_, true)) return;
+    failure_ = message;
   }
   arrived_.notify_one();
 }

@@ -32,6 +32,9 @@ class TokenStream {
 
   // Engine thread.
   void push(StreamEvent event);
+  // The engine has failed in the midst of its work: what was pushed is still delivered, then Finished{error}, unless it came. Takes no
+  // memory.
+  void fail(const char* message) noexcept;  // of static storage
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
   bool choice_stopped(int32_t choice) const { return stopped_[static_cast<size_t>(choice)].load(std::memory_order_acquire); }
 
@@ -40,6 +43,7 @@ class TokenStream {
   std::condition_variable arrived_;
   std::deque<StreamEvent> events_;
   bool finished_ = false;
+  const char* failure_ = nullptr;
   std::function<void()> on_signal_;
   std::atomic<bool> cancelled_{false};
   std::vector<std::atomic<bool>> stopped_;

@@ -10,8 +10,8 @@ constexpr size_t kChunkLineBytesMax = 256;
 constexpr size_t kTrailerBytesMax = 4 << 10;
 
 // Headers that handlers use. The others stop here: what nobody reads cannot be misread.
-constexpr std::array<std::string_view, 7> kPassedHeaders = {"host",         "authorization", "content-type", "origin",
-                                                            "x-request-id", "connection",    "user-agent"};
+constexpr std::array<std::string_view, 8> kPassedHeaders = {"host",         "authorization", "content-type", "origin",
+                                                            "x-request-id", "connection",    "user-agent",    "traceparent"};
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
 

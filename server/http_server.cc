@@ -12,10 +12,10 @@
 #include <cstring>
 #include <exception>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <typeinfo>
 
 #include "kernels/check.h"
+#include "server/api_error.h"
 #include "server/listener.h"
 #include "server/sha256.h"
 #include "server/worker_pool.h"
@@ -44,6 +44,16 @@ bool is_request_id(std::string_view id) {
   return !id.empty() && id.size() <= 128 && std::all_of(id.begin(), id.end(), [](char c) {
     return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
   });
+}
+
+// W3C Trace Context: 00-<32 hexadecimal digits>-<16>-<2>. Empty if it is not well-formed; then there is no trace.
+std::string_view trace_id(std::string_view traceparent) {
+  constexpr std::string_view kForm = "00-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
+  const auto fits = [](char c, char form) { return form == 'x' ? (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') : c == form; };
+  if (traceparent.size() != kForm.size() || !std::equal(traceparent.begin(), traceparent.end(), kForm.begin(), fits)) return {};
+  const std::string_view id = traceparent.substr(3, 32);
+  const std::string_view span = traceparent.substr(36, 16);
+  return id.find_first_not_of('0') == id.npos || span.find_first_not_of('0') == span.npos ? std::string_view() : id;
 }
 
 bool is_json_type(std::string_view content_type) {
@@ -195,9 +205,7 @@ void log_exception(const Exchange& exchange, const char* where) {
 }  // namespace
 
 std::string http_error_body(int status, std::string_view message) {
-  const nlohmann::ordered_json body = {
-      {"error", {{"message", message}, {"type", error_type(status)}, {"param", nullptr}, {"code", nullptr}}}};
-  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return api_error_body({.status = status, .message = std::string(message), .type = error_type(status)});
 }
 
 struct HttpServer::Impl {
@@ -248,6 +256,11 @@ HttpServer::Impl::Impl(HttpServerOptions options_in, std::vector<Route> routes_i
       response.set_content(http_error_body(response.status, "the request line cannot be read"), "application/json");
     }
   });
+  // What leaves the handler above can only be a lack of memory; the library's own answer would hold the exception's text.
+  formatter.set_exception_handler([](const httplib::Request&, httplib::Response& response, const std::exception_ptr&) {
+    response.status = 500;
+    response.set_content(R"({"error":{"message":"internal error","type":"server_error","param":null,"code":null}})", "application/json");
+  });
   formatter.set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
     current_exchange->status = response.status;
     current_exchange->closing = response.get_header_value("Connection") == "close";
@@ -264,11 +277,12 @@ bool HttpServer::Impl::dispatch(std::unique_ptr<Connection>& connection) {
 
 void HttpServer::Impl::answer(std::unique_ptr<Connection> connection) {
   const Clock::time_point begin = Clock::now();
-  Exchange exchange{.connection = *connection, .request_id = make_request_id()};
+  Exchange exchange{.connection = *connection};
   current_exchange = &exchange;
   SocketStream stream(*connection, options.write_seconds_max);
   bool keep = false;
   try {
+    exchange.request_id = make_request_id();
     keep = formatter.run(stream, !connection->keep_alive || listener.stopping());
   } catch (...) {
     log_exception(exchange, "response");
@@ -277,7 +291,11 @@ void HttpServer::Impl::answer(std::unique_ptr<Connection> connection) {
   current_exchange = nullptr;
   connection->keep_alive = connection->keep_alive && keep && !exchange.closing && !stream.failed();
   const double seconds = seconds_since(begin);
-  if (observer) observer(exchange.path, exchange.method, exchange.status, seconds);
+  try {
+    if (observer) observer(exchange.path, exchange.method, exchange.status, seconds);
+  } catch (...) {
+    log_exception(exchange, "metrics");
+  }
   spdlog::debug("request {} {} {} {} {:.3f} s", exchange.request_id, exchange.method, exchange.path, exchange.status, seconds);
   listener.finish(std::move(connection));
 }
@@ -288,7 +306,12 @@ void HttpServer::Impl::respond(const httplib::Request& request, httplib::Respons
     exchange.method = request.method == "GET" ? "GET" : request.method == "POST" ? "POST" : "HEAD";
   }
   const std::string id = request.get_header_value("X-Request-Id");
-  if (is_request_id(id)) exchange.request_id = id;
+  const std::string traceparent = request.get_header_value("traceparent");
+  if (is_request_id(id)) {
+    exchange.request_id = id;
+  } else if (const std::string_view trace = trace_id(traceparent); !trace.empty()) {
+    exchange.request_id = trace;  // so that log lines and answers are found from the trace
+  }
 
   HttpResponse answer;
   try {
@@ -374,13 +397,13 @@ bool HttpServer::Impl::authorize(const httplib::Request& request, const Route* r
 
 void HttpServer::Impl::attach_stream(const httplib::Request& request, HttpResponse& from, httplib::Response& to) {
   const auto run = std::make_shared<std::function<void(HttpStream&)>>(std::move(from.stream));
-  const auto provider = [run](size_t, httplib::DataSink& sink) {
+  const auto provider = [run, failure = std::move(from.stream_failure)](size_t, httplib::DataSink& sink) {
     SinkStream out(sink);
     try {
       (*run)(out);
     } catch (...) {
       log_exception(*current_exchange, "stream");
-      return false;
+      if (failure.empty() || !out.write(failure)) return false;
     }
     if (out.alive()) sink.done();
     return out.alive();

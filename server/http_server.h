@@ -39,7 +39,7 @@ struct HttpRequest {
   std::string query;
   std::string body;
   std::string host, origin;  // headers of these names; empty without
-  std::string request_id;  // of the client (X-Request-Id) if well-formed, else made here; echoed in the response
+  std::string request_id;  // X-Request-Id if well-formed, else the trace id of traceparent, else made here; echoed in the response
   std::string tenant;      // digest of the API key that was used; empty without keys
   std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms; valid while the request is
 };
@@ -57,8 +57,10 @@ struct HttpResponse {
   std::string body;
   std::vector<std::pair<std::string, std::string>> headers;
   // When set, the body is what this writes, chunked; it runs after the handler returned, on the same worker, exactly once or, if
-  // the connection broke before, not at all (its destructor must release what it holds). An exception that leaves it ends the connection.
+  // the connection broke before, not at all (its destructor must release what it holds). An exception that leaves it ends the stream with
+  // stream_failure; without one the connection is cut, so that the client sees that the body is not whole.
   std::function<void(HttpStream&)> stream;
+  std::string stream_failure;
 };
 
 // Route attributes: `generates` counts against streams_max; `is_public` needs no key.

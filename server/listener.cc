@@ -14,6 +14,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -25,6 +26,7 @@ namespace {
 constexpr size_t kReadBytes = 64 << 10;
 constexpr int kTickMilliseconds = 50;         // how late a deadline may be noticed, and accept() tried again after a failure
 constexpr double kDiscardSecondsMax = 2;      // for a peer to read why it was refused
+constexpr double kEarlySeconds = 0.2;         // a client is cut this much before its time is over, to be gone by then
 constexpr int kSendBufferBytes = 128 << 10;   // the kernel doubles it: what a client that never reads can hold
 constexpr int kBacklog = 1024;
 
@@ -64,7 +66,10 @@ int port_of(int fd) {
 
 }  // namespace
 
-Connection::~Connection() { close(fd_); }
+Connection::~Connection() {
+  close(fd_);
+  buffered_bytes_ -= counted_bytes_;
+}
 
 bool Connection::peer_gone() const {
   pollfd poll_fd{.fd = fd_, .events = POLLRDHUP, .revents = 0};
@@ -108,10 +113,11 @@ void Listener::stop() {
   [[maybe_unused]] const ssize_t written = write(wake_fd_, &one, sizeof one);
 }
 
-void Listener::finish(std::unique_ptr<Connection> connection) {
+void Listener::finish(std::unique_ptr<Connection> connection) noexcept {
   {
     const std::lock_guard lock(finished_mutex_);
-    finished_.push_back(std::move(connection));
+    connection->next_finished_ = std::move(finished_);
+    finished_ = std::move(connection);
   }
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = write(wake_fd_, &one, sizeof one);
@@ -119,6 +125,15 @@ void Listener::finish(std::unique_ptr<Connection> connection) {
 
 void Listener::serve() {
   CHECK(listen_fd_ >= 0);
+  // Without memory what was begun is given up: the connection closes, or the next tick tries again.
+  const auto attempt = [](const auto& work) {
+    try {
+      work();
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  };
   set_accepting(true);
   std::array<epoll_event, 128> events;
   Clock::time_point last_tick = Clock::now();
@@ -133,7 +148,7 @@ void Listener::serve() {
       } else if (fd == listen_fd_) {
         may_accept = true;  // last: a descriptor closed in this round must not be taken for a new one
       } else if (const auto found = connections_.find(fd); found != connections_.end()) {
-        read_some(*found->second);
+        if (!attempt([&] { read_some(*found->second); })) connections_.erase(fd);
       }
     }
     take_finished();
@@ -141,11 +156,11 @@ void Listener::serve() {
       close_all();
       continue;
     }
-    if (may_accept) accept_all();
+    if (may_accept) attempt([&] { accept_all(); });
     const Clock::time_point now = Clock::now();
     if (seconds_between(last_tick, now) * 1000 < kTickMilliseconds) continue;
     last_tick = now;
-    close_expired(now);
+    attempt([&] { close_expired(now); });
     if (!accepting_) set_accepting(true);
   }
   close_all();
@@ -166,7 +181,11 @@ void Listener::accept_all() {
       return set_accepting(false);  // until the next tick: the listening socket stays readable and would spin the loop
     }
     if (fd < 0) continue;  // that connection is gone (ECONNABORTED, EPROTO, …); the next may be well
-    auto connection = std::make_unique<Connection>(fd, options_.framing);
+    std::unique_ptr<Connection> connection(new (std::nothrow) Connection(fd, options_.framing, &buffered_bytes_));
+    if (connection == nullptr) {
+      close(fd);
+      continue;
+    }
     if (connections_.size() + static_cast<size_t>(dispatched_) >= options_.connections_max && !evict_one()) continue;
     const int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -178,9 +197,7 @@ void Listener::accept_all() {
 // Owned by the loop again. A connection that the kernel cannot watch, for want of memory, is closed.
 void Listener::keep(std::unique_ptr<Connection> connection) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = connection->fd_}};
-  if (!connection->watched_ && epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, connection->fd_, &event) != 0) {
-    return count_bytes(*connection, 0);
-  }
+  if (!connection->watched_ && epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, connection->fd_, &event) != 0) return;
   connection->watched_ = true;
   const int fd = connection->fd_;
   connections_.emplace(fd, std::move(connection));
@@ -202,7 +219,6 @@ void Listener::read_some(Connection& connection) {
   const ssize_t count = recv(connection.fd_, buffer.data(), buffer.size(), 0);
   if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
   if (count <= 0) {
-    count_bytes(connection, 0);
     connections_.erase(connection.fd_);
     return;
   }
@@ -250,21 +266,25 @@ void Listener::refuse(Connection& connection, int status, const char* message) {
 }
 
 void Listener::take_finished() {
-  std::vector<std::unique_ptr<Connection>> finished;
+  std::unique_ptr<Connection> finished;
   {
     const std::lock_guard lock(finished_mutex_);
-    finished.swap(finished_);
+    finished = std::move(finished_);
   }
-  for (std::unique_ptr<Connection>& connection : finished) {
+  while (finished != nullptr) {
+    std::unique_ptr<Connection> connection = std::exchange(finished, std::move(finished->next_finished_));
     --dispatched_;
-    connection->frame.reset();
-    connection->phase_begin_ = Clock::now();
-    count_bytes(*connection, static_cast<int64_t>(connection->unread_.size()));
-    if (connection->keep_alive && !stopping_.load()) {
-      advance(std::move(connection));
-    } else {
-      count_bytes(*connection, 0);  // and the destructor closes it
-    }
+    if (connection->keep_alive && !stopping_.load()) resume(std::move(connection));
+  }
+}
+
+void Listener::resume(std::unique_ptr<Connection> connection) {
+  connection->frame.reset();
+  connection->phase_begin_ = Clock::now();
+  try {
+    advance(std::move(connection));
+  } catch (const std::bad_alloc&) {
+    // The connection is closed, and with it what the client had sent ahead.
   }
 }
 
@@ -274,7 +294,7 @@ bool Listener::expired(const Connection& connection, Clock::time_point now) cons
   if (!connection.frame.begun()) {
     return seconds > (connection.requests_ > 0 ? options_.keep_alive_seconds_max : options_.read_seconds_max);
   }
-  if (seconds <= options_.read_seconds_max) return false;
+  if (seconds <= options_.read_seconds_max - std::min(kEarlySeconds, options_.read_seconds_max / 10)) return false;
   return connection.frame.state() == RequestFrame::State::head ||
          static_cast<double>(connection.counted_bytes_) < seconds * options_.body_bytes_per_second_min;
 }
@@ -297,7 +317,6 @@ bool Listener::evict_one() {
     return std::pair(a.second->frame.begun(), a.second->phase_begin_) < std::pair(b.second->frame.begun(), b.second->phase_begin_);
   });
   if (oldest == connections_.end()) return false;
-  count_bytes(*oldest->second, 0);
   connections_.erase(oldest);
   return true;
 }

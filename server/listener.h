@@ -4,7 +4,8 @@
 //
 // One thread runs serve() and owns every connection that is being gathered, idle, or closing; between dispatch and finish() a connection
 // belongs to its worker. A slow or idle client therefore costs a file descriptor and what it has sent, never a thread.
-// Invariants: connections, buffered bytes and the time of each phase are bounded by Options; a failing accept() is never the end of it.
+// Invariants: connections, buffered bytes and the time of each phase are bounded by Options; a failing accept() is never the end of it,
+// nor is a lack of memory, which costs the connection that needed it.
 #pragma once
 
 #include <atomic>
@@ -33,7 +34,8 @@ struct ListenerOptions {
 
 class Connection {
  public:
-  Connection(int fd, FramingLimits limits) : frame(limits), fd_(fd) {}
+  // `buffered_bytes`: what it holds of unread input is counted in there for as long as it lives.
+  Connection(int fd, FramingLimits limits, int64_t* buffered_bytes) : frame(limits), fd_(fd), buffered_bytes_(*buffered_bytes) {}
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -50,11 +52,13 @@ class Connection {
 
   const int fd_;
   std::string unread_;           // came after the end of the request: the next one, pipelined
-  int64_t counted_bytes_ = 0;    // in Listener::buffered_bytes_
+  int64_t& buffered_bytes_;      // of all connections
+  int64_t counted_bytes_ = 0;    // of this one, in there
   int32_t requests_ = 0;
   bool watched_ = false;         // by epoll
   bool discarding_ = false;      // answered with an error; waits for the peer to read it
   Clock::time_point phase_begin_ = Clock::now();  // of idleness, of the request, or of the discarding
+  std::unique_ptr<Connection> next_finished_;      // in Listener::finished_: to come back must not need memory
 };
 
 class Listener {
@@ -70,7 +74,7 @@ class Listener {
   int fd() const { return listen_fd_; }
   void serve();                                        // until stop() and the last finish()
   void stop();                                         // any thread
-  void finish(std::unique_ptr<Connection> connection); // any thread: the worker is done with it
+  void finish(std::unique_ptr<Connection> connection) noexcept;  // any thread: the worker is done with it
   bool stopping() const { return stopping_.load(); }
 
  private:
@@ -79,6 +83,7 @@ class Listener {
   void accept_all();
   void read_some(Connection& connection);
   void advance(std::unique_ptr<Connection> connection);  // after new bytes, or after a response
+  void resume(std::unique_ptr<Connection> connection);   // after a response
   void refuse(Connection& connection, int status, const char* message);
   void take_finished();
   void close_expired(Clock::time_point now);
@@ -101,7 +106,7 @@ class Listener {
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::atomic<bool> stopping_{false};
   std::mutex finished_mutex_;
-  std::vector<std::unique_ptr<Connection>> finished_;
+  std::unique_ptr<Connection> finished_;  // a list
 };
 
 }  // namespace headroom

@@ -9,6 +9,9 @@
 namespace headroom {
 namespace {
 
+// Json's own == makes a json of the literal, for which there may be no memory, and may not fail.
+bool is_text(const Json& value, std::string_view text) { return value.is_string() && value.get_ref<const std::string&>() == text; }
+
 constexpr size_t kNameBytesMax = 1024;  // model, cache_salt
 constexpr int32_t kCompletionTokensDefault = 16;
 // Below this, dividing logits by the temperature overflows before it changes the choice.
@@ -58,7 +61,7 @@ void refuse_unsupported(FieldReader* fields) {
   }
   if (const Json* format = fields->find("response_format")) {
     const auto type = format->is_object() ? format->find("type") : format->end();
-    if (!format->is_object() || type == format->end() || *type != "text") {
+    if (!format->is_object() || type == format->end() || !is_text(*type, "text")) {
       fields->fail("response_format",
                    "may only be {\"type\": \"text\"}: json_object and json_schema are not supported");
     }
@@ -244,7 +247,7 @@ bool flatten_content(Json* content) {
   for (const Json& part : *content) {
     const auto type = part.is_object() ? part.find("type") : part.end();
     const auto value = part.is_object() ? part.find("text") : part.end();
-    if (!part.is_object() || type == part.end() || *type != "text" || value == part.end() || !value->is_string()) {
+    if (!part.is_object() || type == part.end() || !is_text(*type, "text") || value == part.end() || !value->is_string()) {
       return false;
     }
     if (&part != &content->front()) text += '\n';
@@ -284,7 +287,7 @@ std::optional<std::string> normalize_message(Json* message, const ApiLimits& lim
   const auto role = message->find("role");
   if (role == message->end() || !role->is_string()) return "must have a role, a string";
   if (std::optional<std::string> fault = parse_tool_calls(message, limits)) return fault;
-  const bool may_lack_content = *role == "assistant";
+  const bool may_lack_content = is_text(*role, "assistant");
   Json& content = (*message)["content"];
   if (content.is_null() && may_lack_content) {
     content = "";
@@ -311,10 +314,10 @@ void read_messages(FieldReader* fields, const ApiLimits& limits, ChatInput* chat
 void read_tools(FieldReader* fields, ChatInput* chat) {
   bool are_shown = true;
   if (const Json* choice = fields->find("tool_choice")) {
-    if (*choice != "none" && *choice != "auto") {
+    if (!is_text(*choice, "none") && !is_text(*choice, "auto")) {
       fields->fail("tool_choice", "may only be \"none\" or \"auto\": a call cannot be enforced");
     }
-    are_shown = *choice != "none";
+    are_shown = !is_text(*choice, "none");
   }
   const Json* tools = fields->find("tools");
   if (tools == nullptr) return;

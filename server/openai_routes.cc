@@ -183,6 +183,9 @@ void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, Gene
   response->headers.emplace_back("Cache-Control", "no-cache");
   response->headers.emplace_back("X-Accel-Buffering", "no");  // proxies that buffer would hold tokens back
   response->stream = [this, answer](HttpStream& stream) { answer_stream(answer.get(), &stream); };
+  append_sse_event(api_error_body({.status = 500, .message = "internal error", .type = "internal_server_error"}),
+                   &response->stream_failure);
+  append_sse_done(&response->stream_failure);
 }
 
 void Api::answer_whole(Answer* answer, HttpResponse* response) const {
@@ -220,10 +223,10 @@ void Api::answer_stream(Answer* answer, HttpStream* stream) const {
     }
     if (generation.failure()) {
       append_sse_event(api_error_body(*generation.failure()), &events);
-    } else if (done) {
-      if (answer->include_usage) answer->format.append_usage_chunk(generation.usage(), &events);
-      append_sse_done(&events);
+    } else if (done && answer->include_usage) {
+      answer->format.append_usage_chunk(generation.usage(), &events);
     }
+    if (done) append_sse_done(&events);
     const bool is_heard = events.empty()
                               ? !(answer->client_gone && answer->client_gone()) && sse.ping_if_silent(Clock::now())
                               : sse.send(events, Clock::now());

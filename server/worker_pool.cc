@@ -1,6 +1,7 @@
 #include "server/worker_pool.h"
 
-#include <system_error>
+#include <exception>
+#include <new>
 #include <utility>
 
 namespace headroom {
@@ -31,11 +32,15 @@ bool WorkerPool::submit(Job job) {
     try {
       threads_.push_back(start_thread_([this] { thread_main(); }));
       ++idle_;
-    } catch (const std::system_error&) {
-      return false;  // those that run may be streams that last for minutes
+    } catch (const std::exception&) {
+      return false;  // no thread, or no memory for one: those that run may be streams that last for minutes
     }
   }
-  jobs_.push_back(std::move(job));
+  try {
+    jobs_.push_back(std::move(job));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   work_.notify_one();
   return true;
 }

@@ -1,24 +1,19 @@
 // The HTTP front over real sockets, with handlers of known behaviour in the place of the model.
 #include "server/http_server.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "server/sha256.h"
+#include "tests/unit/http_client.h"
 
 namespace headroom {
 namespace {
@@ -27,75 +22,6 @@ using namespace std::chrono_literals;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-class Client {
- public:
-  explicit Client(int port, int receive_buffer_bytes = 0) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    if (receive_buffer_bytes > 0) {
-      setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer_bytes, sizeof receive_buffer_bytes);
-    }
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~Client() { close_now(); }
-  Client(Client&& other) noexcept : fd_(std::exchange(other.fd_, -1)), connected_(other.connected_) {}
-  bool connected() const { return connected_; }
-  void close_now() {
-    if (fd_ >= 0) close(std::exchange(fd_, -1));
-  }
-  void send_text(std::string_view text) {
-    while (!text.empty()) {
-      const ssize_t sent = send(fd_, text.data(), text.size(), MSG_NOSIGNAL);
-      if (sent <= 0) return;
-      text.remove_prefix(static_cast<size_t>(sent));
-    }
-  }
-  // One read; empty at the end of the connection, nullopt when nothing came in time.
-  std::optional<std::string> read_some(std::chrono::milliseconds wait = 5s) {
-    pollfd poll_fd{fd_, POLLIN, 0};
-    if (poll(&poll_fd, 1, static_cast<int>(wait.count())) <= 0) return std::nullopt;
-    std::string buffer(1 << 16, '\0');
-    const ssize_t count = recv(fd_, buffer.data(), buffer.size(), 0);
-    buffer.resize(count > 0 ? static_cast<size_t>(count) : 0);
-    return buffer;
-  }
-  std::string read_until(std::string_view mark) {
-    std::string all;
-    while (all.find(mark) == std::string::npos) {
-      const auto part = read_some();
-      if (!part || part->empty()) break;
-      all += *part;
-    }
-    return all;
-  }
-  std::string read_all() {
-    std::string all;
-    for (;;) {
-      const auto part = read_some();
-      if (!part) return all + "<still open>";
-      if (part->empty()) return all;
-      all += *part;
-    }
-  }
-
- private:
-  int fd_;
-  bool connected_ = false;
-};
-
-std::string get(const std::string& path, const std::string& headers = "Connection: close\r\n") {
-  return "GET " + path + " HTTP/1.1\r\nHost: h\r\n" + headers + "\r\n";
-}
-std::string post(const std::string& path, const std::string& body, const std::string& headers = "Connection: close\r\n") {
-  return "POST " + path + " HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: " +
-         std::to_string(body.size()) + "\r\n" + headers + "\r\n" + body;
-}
 
 class HttpServerTest : public testing::Test {
  protected:
@@ -208,6 +134,20 @@ TEST_F(HttpServerTest, AnswersWithLengthTypeAndRequestId) {
   const std::string head = ask("HEAD /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(head, HasSubstr("Content-Length: 11\r\n"));
   EXPECT_THAT(head, testing::EndsWith("\r\n\r\n"));
+}
+
+TEST_F(HttpServerTest, TakesTheIdOfATraceWhereTheClientGivesNone) {
+  start();
+  const std::string trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nConnection: close\r\n";
+  EXPECT_THAT(ask(get("/livez", trace)), HasSubstr("X-Request-Id: 0af7651916cd43dd8448eb211c80319c\r\n"));
+  EXPECT_THAT(ask(get("/livez", "X-Request-Id: mine\r\n" + trace)), HasSubstr("X-Request-Id: mine\r\n"));
+  for (const char* bad : {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+                          "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                          "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", "x\"y"}) {
+    const std::string answer = ask(get("/livez", std::string("traceparent: ") + bad + "\r\nConnection: close\r\n"));
+    EXPECT_THAT(answer, Not(HasSubstr("0af7651916cd43dd8448eb211c80319c"))) << bad;
+    EXPECT_THAT(answer, testing::ContainsRegex("X-Request-Id: [0-9a-f]*\r")) << bad;
+  }
 }
 
 TEST_F(HttpServerTest, ReadsBodiesOfBothFramingsAndManyRequestsOnOneConnection) {

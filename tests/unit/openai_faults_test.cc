@@ -121,9 +121,11 @@ TEST(Errors, AModelThatGivesNoNumbers) {
   const Reply stream = api.complete(R"("prompt":"a","max_tokens":40,"stream":true)");
   EXPECT_EQ(stream.status, 200);
   const std::vector<std::string> events = stream.events();
-  EXPECT_EQ(json::parse(events.back()).at("error").at("code"), "generation_failed");
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(json::parse(events[events.size() - 2]).at("error").at("code"), "generation_failed");
   std::string text;
-  for (size_t i = 0; i + 1 < events.size(); ++i) text += json::parse(events[i])["choices"][0]["text"];
+  for (size_t i = 0; i + 2 < events.size(); ++i) text += json::parse(events[i])["choices"][0]["text"];
   EXPECT_EQ(text, "bcdefghijklm");
   EXPECT_EQ(api.complete(R"("prompt":"n","max_tokens":3)").status, 200);  // others go on
 }
@@ -135,7 +137,10 @@ TEST(Errors, AModelThatFailsForGood) {
   };
   ApiUnderTest api(setup);
   const Reply stream = api.complete(R"("prompt":"a","max_tokens":40,"stream":true)");
-  EXPECT_TRUE(json::parse(stream.events().back()).contains("error"));
+  const std::vector<std::string> events = stream.events();
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_TRUE(json::parse(events[events.size() - 2]).contains("error"));
   EXPECT_EQ(api.complete(R"("prompt":"a")").status, 503);
   EXPECT_THAT(engine_not_ready_reason(api.engine->stats(), 10), StartsWith("faulted"));
 }
