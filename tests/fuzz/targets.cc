@@ -1,0 +1,296 @@
+#include "tests/fuzz/targets.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/model/config.h"
+#include "engine/model/safetensors.h"
+#include "engine/output_text.h"
+#include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/tokenizer/utf8.h"
+#include "kernels/check.h"
+#include "server/http_framing.h"
+#include "server/json_writer.h"
+#include "server/openai_request.h"
+#include "server/sse.h"
+#include "tests/unit/byte_tokenizer.h"
+
+namespace headroom::fuzz {
+namespace {
+
+const Tokenizer& byte_tokenizer() {
+  static const Tokenizer tokenizer = Tokenizer::from_json(byte_tokenizer_json());
+  return tokenizer;
+}
+
+// The first byte of an input is for choices of the target.
+unsigned char take_byte(std::string_view* input) {
+  if (input->empty()) return 0;
+  const auto byte = static_cast<unsigned char>(input->front());
+  input->remove_prefix(1);
+  return byte;
+}
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const size_t end = std::min(text.find(separator), text.size());
+    parts.push_back(text.substr(0, end));
+    if (end == text.size()) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+bool is_utf8(std::string_view text) { return nlohmann::json(std::string(text)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) ==
+                                             nlohmann::json(std::string(text)).dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore); }
+
+// What a file is refused with: one line.
+template <typename Load>
+void load_or_one_line(const Load& load) {
+  try {
+    load();
+  } catch (const std::runtime_error& error) {
+    const std::string_view line = error.what();
+    CHECK(!line.empty() && line.find('\n') == std::string_view::npos) << line;
+  }
+}
+
+// --- server ------------------------------------------------------------------------------------------------------------------------------
+
+struct Framed {
+  RequestFrame::State state;
+  int status;
+  std::string head, body;
+  size_t taken;
+  bool operator==(const Framed&) const = default;
+};
+
+Framed frame(std::string_view input, size_t piece) {
+  const FramingLimits limits{.request_line_bytes_max = 64, .head_bytes_max = 256, .headers_max = 8, .body_bytes_max = 512};
+  RequestFrame request(limits);
+  size_t taken = 0;
+  while (taken < input.size() && (request.state() == RequestFrame::State::head || request.state() == RequestFrame::State::body)) {
+    taken += request.consume(input.substr(taken, piece));
+    CHECK_LE(request.body().size(), limits.body_bytes_max);
+  }
+  const bool failed = request.state() == RequestFrame::State::failed;
+  CHECK(failed == (request.status() >= 400 && request.status() < 500));
+  return {request.state(), request.status(), failed ? "" : request.head(), failed ? "" : request.body(), failed ? 0 : taken};
+}
+
+// A request is the same however its bytes arrive.
+void http(std::string_view input) {
+  const Framed whole = frame(input, input.size());
+  for (const size_t piece : {1, 2, 7}) CHECK(frame(input, piece) == whole) << "in pieces of " << piece;
+  if (whole.state == RequestFrame::State::complete) CHECK(whole.head.ends_with("\r\n\r\n"));
+}
+
+void check_error(const ApiError& error) {
+  CHECK(error.status >= 400 && error.status < 500 && !error.message.empty());
+  CHECK(!nlohmann::json::parse(api_error_body(error), nullptr, false).is_discarded());
+}
+
+// A body becomes values within their limits, or an error that can be sent.
+void request(std::string_view input) {
+  const unsigned char kind = take_byte(&input);
+  const ApiLimits limits{.context_tokens_max = 512, .vocab_size = 260, .prompt_bytes_max = 4096};
+  const auto check = [&](const auto& parsed, const auto& accept) {
+    if (const auto* error = std::get_if<ApiError>(&parsed)) return check_error(*error);
+    accept(std::get<0>(parsed));
+  };
+  const auto check_generation = [&](const GenerationFields& fields) {
+    CHECK(fields.choices >= 1 && fields.choices <= limits.choices_max);
+    CHECK(fields.stop.size() <= static_cast<size_t>(limits.stop_strings_max));
+    CHECK(std::none_of(fields.stop.begin(), fields.stop.end(), [](const auto& stop) { return stop.empty(); }));
+    CHECK(fields.top_logprobs >= -1 && fields.top_logprobs <= limits.top_logprobs_max);
+    CHECK(fields.sampling.temperature >= 0 && fields.sampling.top_p > 0 && fields.sampling.top_p <= 1);
+    for (const auto& [token, bias] : fields.sampling.logit_bias) CHECK(token >= 0 && token < limits.vocab_size && bias == bias);
+    for (const TokenId token : fields.stop_token_ids) CHECK(token >= 0 && token < limits.vocab_size);
+  };
+  switch (kind % 4) {
+    case 0:
+      return check(parse_completion_request(input, limits, {}), [&](const CompletionRequest& completion) {
+        check_generation(completion.generation);
+        CHECK(!completion.prompts.empty());
+        for (const Prompt& prompt : completion.prompts) {
+          const auto* ids = std::get_if<std::vector<TokenId>>(&prompt);
+          if (ids == nullptr) continue;
+          for (const TokenId token : *ids) CHECK(token >= 0 && token < limits.vocab_size);
+        }
+      });
+    case 1:
+      return check(parse_chat_request(input, limits, {}), [&](const ChatRequest& chat) {
+        check_generation(chat.generation);
+        CHECK(chat.chat.messages.is_array() && !chat.chat.messages.empty());
+      });
+    case 2: return check(parse_tokenize_request(input, limits), [](const auto&) {});
+    default: return check(parse_detokenize_request(input, limits), [&](const DetokenizeRequest& asked) {
+      for (const TokenId token : asked.tokens) CHECK(token >= 0 && token < limits.vocab_size);
+    });
+  }
+}
+
+// Any bytes as tokens: what is streamed is UTF-8, is what decode() gives, and survives its way through an event.
+void stream(std::string_view input) {
+  const bool skip_special = take_byte(&input) % 2 == 0;
+  std::vector<TokenId> ids;
+  for (size_t i = 0; i < input.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(input[i]);
+    ids.push_back(byte == 0xFF ? 255 + static_cast<TokenId>(i % 6) : byte);  // special ones and some that do not exist
+  }
+  StreamDecoder decoder(byte_tokenizer(), skip_special);
+  std::string text, events;
+  const auto send = [&](const std::string& part) {
+    CHECK(is_utf8(part));
+    text += part;
+    std::string json;
+    JsonWriter(&json).begin_object().key("text").string(part).end_object();
+    append_sse_event(json, &events);
+  };
+  for (const TokenId id : ids) send(decoder.push(id));
+  send(decoder.finish());
+  CHECK(text == byte_tokenizer().decode(ids, skip_special));
+  std::string received;
+  for (std::string_view rest = events; !rest.empty();) {
+    const size_t end = rest.find("\n\n");
+    CHECK(end != std::string_view::npos && rest.starts_with("data: "));
+    received += nlohmann::json::parse(rest.substr(6, end - 6)).at("text").get<std::string>();
+    rest.remove_prefix(end + 2);
+  }
+  CHECK(received == text);
+}
+
+// Stop strings, separated by bytes 0xFE, then the text behind a byte 0xFF: against the definition, which looks at every end.
+void stop(std::string_view input) {
+  const bool include = take_byte(&input) % 2 == 0;
+  const size_t divide = std::min(input.find('\xff'), input.size());
+  const std::string_view bytes = input.substr(std::min(divide + 1, input.size())).substr(0, 512);
+  std::vector<std::string> stops;
+  for (const std::string_view one : split(input.substr(0, divide), '\xfe')) {
+    if (!one.empty() && stops.size() < 16) stops.emplace_back(one.substr(0, 64));
+  }
+  std::vector<TokenId> ids;
+  for (const char byte : bytes) ids.push_back(static_cast<unsigned char>(byte));
+  const std::string whole = byte_tokenizer().decode(ids, true);
+  size_t end = 0, longest = 0;
+  while (longest == 0 && end < whole.size()) {
+    ++end;
+    for (const std::string& one : stops) {
+      if (std::string_view(whole).substr(0, end).ends_with(one)) longest = std::max(longest, one.size());
+    }
+  }
+  OutputText output(byte_tokenizer(), {.stop = std::make_shared<const StopStrings>(stops), .include_stop_in_output = include});
+  std::string shown;
+  for (const TokenId id : ids) {
+    if (output.stopped()) break;
+    shown += output.push(id);
+  }
+  if (!output.stopped()) shown += output.finish();
+  CHECK(output.stopped() == (longest > 0));
+  CHECK(shown == whole.substr(0, longest == 0 ? whole.size() : include ? end : end - longest));
+}
+
+// --- model files -------------------------------------------------------------------------------------------------------------------------
+
+void check_round_trip(const Tokenizer& tokenizer, std::string_view text) {
+  for (const bool special : {false, true}) {
+    const std::vector<TokenId> ids = tokenizer.encode(text, special, special);
+    for (const TokenId id : ids) CHECK(id >= 0 && id < tokenizer.vocab_size());
+    StreamDecoder decoder(tokenizer, false);
+    std::string streamed;
+    for (const TokenId id : ids) streamed += decoder.push(id);
+    streamed += decoder.finish();
+    CHECK(streamed == tokenizer.decode(ids, false));
+  }
+}
+
+// The tokenizer of the small models: text that is UTF-8 comes back as it was, and text of users holds no special token.
+void tokenizer_text(std::string_view input) {
+  static const Tokenizer tokenizer = Tokenizer::load(HEADROOM_SOURCE_DIR "/configs/models/demo-gqa");
+  check_round_trip(tokenizer, input);
+  const std::vector<TokenId> ids = tokenizer.encode(input, false, false);
+  for (const TokenId id : ids) CHECK(!tokenizer.is_special(id));
+  const std::string back = tokenizer.decode(ids, false);
+  CHECK(is_utf8(back));
+  if (is_utf8(input)) CHECK(back == input);
+  std::vector<TextSpan> spans;
+  for (const std::string_view part : split(input, ' ')) {
+    if (is_utf8(part)) spans.push_back({part, spans.size() % 2 == 0});
+  }
+  for (const TokenId id : tokenizer.encode_spans(spans)) CHECK(id >= 0 && id < tokenizer.vocab_size());
+}
+
+void tokenizer_json(std::string_view input) {
+  load_or_one_line([&] {
+    const Tokenizer tokenizer = Tokenizer::from_json(input);
+    check_round_trip(tokenizer, "a b\tc 12 \u00e9\u4e2d\U0001f600 <|eos|>\n\n ");
+  });
+}
+
+// Tensors lie in the data, in order, without touching.
+void safetensors(std::string_view input) {
+  const uint64_t data_bytes = uint64_t{take_byte(&input)} * 4;
+  load_or_one_line([&] {
+    std::vector<TensorInfo> tensors = parse_safetensors_header(input, data_bytes, "x");
+    CHECK(std::is_sorted(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; }));
+    std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+    uint64_t end = 0;
+    for (const TensorInfo& tensor : tensors) {
+      CHECK(tensor.begin >= end && tensor.end >= tensor.begin) << tensor.name;
+      end = tensor.end;
+    }
+    CHECK_LE(end, data_bytes);
+  });
+}
+
+void config(std::string_view input) {
+  const size_t divide = std::min(input.find('\xff'), input.size());
+  load_or_one_line([&] {
+    const ModelConfig model = ModelConfig::from_json(input.substr(0, divide), input.substr(std::min(divide + 1, input.size())));
+    CHECK(model.layers > 0 && model.kv_heads > 0 && model.query_heads % model.kv_heads == 0 && model.head_dim > 0);
+    CHECK(model.layer_has_rope.size() == static_cast<size_t>(model.layers) && model.context_tokens > 0 && model.parameters() > 0);
+    const RopeTable table = make_rope_table(model.rope, model.context_tokens);
+    CHECK(table.inv_freq.size() == static_cast<size_t>(model.rope.rotary_dim / 2));
+  });
+}
+
+// What a template writes is covered by spans without gaps, and what the request says is never control.
+void chat_template(std::string_view input) {
+  static const nlohmann::ordered_json messages = nlohmann::ordered_json::parse(
+      R"([{"role":"system","content":"one"},{"role":"user","content":"two <|eos|>"},{"role":"assistant","content":""}])");
+  load_or_one_line([&] {
+    const ChatTemplate parsed = ChatTemplate::parse(std::string(input));
+    const auto rendered = parsed.render({.messages = messages, .bos_token = "<s>", .eos_token = "</s>", .now_unix_seconds = 0},
+                                        {.operations_max = 20'000, .output_bytes_max = 1 << 16, .live_bytes_max = 1 << 20});
+    const auto* prompt = std::get_if<RenderedPrompt>(&rendered);
+    if (prompt == nullptr) return;
+    CHECK_LE(prompt->text.size(), size_t{1} << 16);
+    size_t end = 0;
+    for (const RenderedPrompt::Span& span : prompt->spans) {
+      CHECK(span.begin == end && span.end > span.begin);
+      end = span.end;
+    }
+    CHECK_EQ(end, prompt->text.size());
+  });
+}
+
+constexpr Target kTargets[] = {{"http", http},
+                               {"request", request},
+                               {"stream", stream},
+                               {"stop", stop},
+                               {"tokenizer_text", tokenizer_text},
+                               {"tokenizer_json", tokenizer_json},
+                               {"safetensors", safetensors},
+                               {"config", config},
+                               {"chat_template", chat_template}};
+
+}  // namespace
+
+std::span<const Target> targets() { return kTargets; }
+
+}  // namespace headroom::fuzz

@@ -1,0 +1,17 @@
+// What is fuzzed: everything that reads bytes from a client or a model file. Each target takes any bytes, and aborts when what it was
+// given back is not what the format promises; it allocates in proportion to its input.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+namespace headroom::fuzz {
+
+struct Target {
+  std::string_view name;  // of its folder in tests/fuzz/corpus
+  void (*run)(std::string_view input);
+};
+
+std::span<const Target> targets();
+
+}  // namespace headroom::fuzz
