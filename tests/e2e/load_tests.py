@@ -139,7 +139,7 @@ def tests(server):
                 time.sleep(0.05)
         open_connections = len(slow)
         while open_connections > 0:
-            assert time.monotonic() - began < 15, f"{open_connections} are still open"
+            assert time.monotonic() - began < 11, f"{open_connections} are still open"
             open_connections = 0
             for connection, _ in slow:
                 try:
@@ -153,7 +153,7 @@ def tests(server):
             connection.close()
         latencies.sort()
         p99 = latencies[int(len(latencies) * 0.99)]
-        assert p99 < 0.5, p99
+        assert p99 <= 0.05, p99
         return f"/livez p50 {latencies[len(latencies) // 2] * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms; all gone after {time.monotonic() - began:.1f} s"
 
     checks = [a_thousand_slow_clients_hold_nobody_up, sixty_four_streams_at_once, a_thousand_disconnects, pages_are_free_soon_after_a_disconnect, probes_answer_while_all_streams_run]
@@ -175,7 +175,7 @@ def tests_with_own_server(binary, model):
             signalled = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             while server.request("GET", "/readyz")[0] != 503:
-                assert time.monotonic() - signalled < 0.5
+                assert time.monotonic() - signalled < 0.1
             not_ready = time.monotonic() - signalled
             status, answer = server.post("/v1/completions", {"prompt": "x"})
             assert status == 503, answer
