@@ -104,8 +104,8 @@ class Backend {
   // The batch of the ops that follow, until the next call. The batch, and what it points to, must not change before that.
   virtual void begin_step(const BatchView& /*batch*/) {}
 
-  // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. fp32, bf16 and fp16 are
-  // kept as stored; parts of different types are kept as fp32.
+  // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. Elements are kept as
+  // stored; parts of different types are kept as fp32.
   virtual std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) = 0;
 
   // out[t, :] = table[tokens[t], :]            [T, D]

@@ -8,12 +8,28 @@
 
 namespace headroom {
 
-// kI8, of KV pages alone: whole numbers from -127 to 127, with one fp32 scale for each token and head (quantize.h).
-enum class DType : uint8_t { kF32, kBF16, kF16, kI8 };
+// Whole numbers with a scale (quantize.h): kI8 in KV pages has one fp32 scale for each token and head; kI8 and kI4 weights
+// have one fp16 scale for each kQuantGroup elements of a row. kI4 is for weights alone.
+enum class DType : uint8_t { kF32, kBF16, kF16, kI8, kI4 };
 
+// Of one element, without scales. kI4 has no whole number of them: weight_row_bytes.
 constexpr size_t dtype_bytes(DType type) {
   if (type == DType::kF32) return 4;
-  return type == DType::kI8 ? 1 : 2;
+  return type == DType::kBF16 || type == DType::kF16 ? 2 : 1;
+}
+
+constexpr bool is_quantized(DType type) { return type == DType::kI8 || type == DType::kI4; }
+
+constexpr int64_t kQuantGroup = 32;      // elements of a weight's row that share a scale
+constexpr size_t kInt8GroupBytes = 34;   // the scale, then 32 int8: a group as checkpoints store it
+constexpr size_t kInt4GroupBytes = 18;   // the scale, then 16 bytes: elements 0 … 15 in their low halves, 16 … 31 in the high, each + 8
+
+// Of a row of a weight as a checkpoint stores it. The last group of a row may be partly used.
+constexpr size_t weight_row_bytes(DType type, int64_t cols) {
+  const auto groups = static_cast<size_t>((cols + kQuantGroup - 1) / kQuantGroup);
+  if (type == DType::kI8) return groups * kInt8GroupBytes;
+  if (type == DType::kI4) return groups * kInt4GroupBytes;
+  return static_cast<size_t>(cols) * dtype_bytes(type);
 }
 
 // Bytes of a page that K, or V, of one token and head take: the elements and, where the type has one, their scale.
@@ -28,6 +44,7 @@ constexpr std::string_view dtype_name(DType type) {
     case DType::kBF16: return "bf16";
     case DType::kF16: return "fp16";
     case DType::kI8: return "int8";
+    case DType::kI4: return "int4";
   }
   return "?";
 }

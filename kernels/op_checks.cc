@@ -61,6 +61,7 @@ void check_layer(const KvLayer& layer, int32_t query_heads, int32_t kv_heads, in
   CHECK_EQ(head_dim % kHeadDimStep, 0);
   CHECK_GE(head_dim, kHeadDimStep);
   CHECK_LE(head_dim, kHeadDimMax);
+  CHECK(layer.dtype != DType::kI4) << "a type of weights";
   CHECK_GE(layer.page_stride_bytes, layer.page_bytes()) << "pages overlap";
 }
 
@@ -74,7 +75,6 @@ void check_load_weight(std::span<const HostWeight> parts) {
     CHECK_GE(part.rows, 1);
     CHECK_GE(part.cols, 1);
     CHECK(part.data != nullptr);
-    CHECK(part.dtype != DType::kI8) << "a type of KV pages";
   }
 }
 

@@ -25,7 +25,8 @@ struct Matrix {
 // A vector of fp32 parameters (norm weights, biases) in the backend's memory. An empty one means "not there".
 using Vector = std::span<const float>;
 
-// Part of a weight as the checkpoint stores it: [rows, cols] row-major in host memory, any alignment.
+// Part of a weight as the checkpoint stores it: [rows, cols] row-major in host memory, weight_row_bytes() from row to row, any
+// alignment.
 struct HostWeight {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;

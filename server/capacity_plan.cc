@@ -158,7 +158,7 @@ std::string heat_table(const CapacityAnswer& answer) {
 }  // namespace
 
 int64_t CapacityQuestion::weight_bytes() const {
-  return config.parameters() * static_cast<int64_t>(dtype_bytes(weight_dtype));
+  return static_cast<int64_t>(weight_row_bytes(weight_dtype, config.parameters()));
 }
 
 std::string set_capacity_parameter(std::string_view name, std::string_view value, CapacityQuestion* question) {

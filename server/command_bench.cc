@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine/model/capacity.h"
+#include "engine/model/open_model.h"
 #include "engine/transformer_runner.h"
 #include "kernels/cpu/machine_probe.h"
 #include "kernels/cpu/thread_pool.h"
@@ -25,7 +27,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 struct BenchOptions {
   std::string model;                    // directory with weights
   std::string shape;                    // config.json alone: random weights
-  std::string weight_type = "bf16";     // of random weights
+  std::string weight_type;              // empty: as stored; bf16 where they are random
   std::string kv_type = "bf16";
   int threads = 0;
   std::vector<int32_t> batches = {1, 8, 32};
@@ -45,7 +47,7 @@ DType parse_dtype(const std::string& name, std::initializer_list<DType> choices)
   throw std::runtime_error("unknown element type '" + name + "'; use one of " + known);
 }
 DType parse_kv_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}); }
-DType parse_weight_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16}); }
+DType parse_weight_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4}); }
 
 // Of a machine that others may share, so they are measured beside each row.
 struct MachineLimits {
@@ -120,7 +122,8 @@ class Bench {
  public:
   explicit Bench(BenchOptions options)
       : options_(std::move(options)),
-        config_(ModelConfig::load(options_.model.empty() ? options_.shape : options_.model)),
+        opened_(options_.model.empty() ? OpenModel{.config = ModelConfig::load(options_.shape)} : open_model(options_.model)),
+        config_(opened_.config),
         random_(1) {
     const int32_t deepest = *std::max_element(options_.depths.begin(), options_.depths.end());
     const int32_t widest = *std::max_element(options_.batches.begin(), options_.batches.end());
@@ -131,8 +134,11 @@ class Bench {
     }
     shape_ = kv_shape(config_, parse_kv_dtype(options_.kv_type), kPageTokens);
     auto backend = make_cpu_backend({.threads = options_.threads});
-    auto weights = options_.model.empty() ? random_weights(config_, parse_weight_dtype(options_.weight_type), 1, *backend)
-                                          : load_weights(options_.model, config_, *backend);
+    std::optional<DType> weight_type;
+    if (!options_.weight_type.empty()) weight_type = parse_weight_dtype(options_.weight_type);
+    auto weights = options_.model.empty()
+                       ? random_weights(config_, weight_type.value_or(DType::kBF16), 1, *backend)
+                       : load_weights(*opened_.tensors, config_, *backend, {}, WeightTypes::of(weight_type));
     const int32_t rows = std::max(kChunkTokens, widest);
     auto transformer = std::make_unique<Transformer>(
         config_, std::move(weights), *backend,
@@ -205,6 +211,7 @@ class Bench {
   }
 
   BenchOptions options_;
+  OpenModel opened_;
   ModelConfig config_;
   std::mt19937 random_;
   int32_t context_tokens_ = 0;
@@ -261,9 +268,9 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
 int run_bench(const std::vector<std::string>& arguments) {
   BenchOptions options;
   CLI::App app("Measures prefill and decode against this machine's read bandwidth and FMA peak", "headroom bench");
-  auto* model = app.add_option("--model", options.model, "model directory; its own weights are used");
+  auto* model = app.add_option("--model", options.model, "model directory or GGUF file; its own weights are used");
   app.add_option("--shape", options.shape, "config.json of a shape; random weights are used")->excludes(model);
-  app.add_option("--weights", options.weight_type, "element type of random weights")->capture_default_str();
+  app.add_option("--weights", options.weight_type, "what matrices are kept as: fp32, bf16, fp16, int8, int4 [as stored; bf16 where they are random]");
   app.add_option("--kv", options.kv_type, "element type of the KV cache")->capture_default_str();
   app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
   app.add_option("--batch", options.batches, "sequences decoded at once")->delimiter(',')->check(CLI::Range(1, 1024))->capture_default_str();

@@ -22,6 +22,7 @@
 #include "server/http_server.h"
 #include "server/logging.h"
 #include "server/metrics.h"
+#include "engine/model/open_model.h"
 #include "server/model_loader.h"
 #include "server/openai_routes.h"
 #include "server/options.h"
@@ -93,7 +94,7 @@ std::vector<std::string> served_names(const ServeOptions& options) {
   if (!options.served_model_names.empty()) return options.served_model_names;
   std::filesystem::path path = std::filesystem::path(options.model).lexically_normal();
   if (!path.has_filename()) path = path.parent_path();
-  return {path.filename().string()};
+  return {(is_gguf_path(path) ? path.stem() : path.filename()).string()};
 }
 
 // The server from its first socket to its last answer. The model comes later than the listener, so that probes see why it is not ready.
@@ -152,7 +153,9 @@ class Serving {
     api.version = HEADROOM_VERSION;
     // What the bits of an answer depend on besides the request.
     const std::string kv = options_.kv ? std::string(dtype_name(*options_.kv)) : "auto";
-    api.system_fingerprint = "fp_" + sha256_hex(HEADROOM_VERSION " " + names_.front() + " " + options_.device + " " + kv).substr(0, 12);
+    const std::string weights = options_.weights ? std::string(dtype_name(*options_.weights)) : "stored";
+    const std::string configuration = names_.front() + " " + options_.device + " " + kv + " " + weights;
+    api.system_fingerprint = "fp_" + sha256_hex(HEADROOM_VERSION " " + configuration).substr(0, 12);
     api.metrics_public = options_.http.metrics_public;
     api.seed_key = random_key();
     api.served = [this]() -> std::shared_ptr<const ServedModel> {

@@ -10,8 +10,10 @@
 #include <stdexcept>
 
 #include "engine/kv/kv_cache.h"
+#include "engine/model/open_model.h"
 #include "engine/model/transformer.h"
 #include "engine/model/weights.h"
+#include "engine/tokenizer/gguf_vocabulary.h"
 #include "engine/transformer_runner.h"
 #include "kernels/backend.h"
 #include "server/process_stats.h"
@@ -74,6 +76,32 @@ GenerationDefaults load_defaults(const std::filesystem::path& model_dir) {
   if (const auto value = number("top_k", -1, 1e9)) defaults.top_k = std::max(0, static_cast<int32_t>(*value));
   if (const auto value = number("max_new_tokens", 1, 1e9)) defaults.generated_tokens_max = static_cast<int32_t>(*value);
   return defaults;
+}
+
+// All that turns text into tokens and back, and what requests do when they do not say.
+struct TextParts {
+  Tokenizer tokenizer;
+  std::optional<ChatTemplate> chat_template;
+  std::string bos_token, eos_token;
+  GenerationDefaults defaults;
+};
+
+// `gguf`, unless null, has it all but the defaults of requests, which are the server's then.
+TextParts load_text_parts(const std::filesystem::path& path, const GgufFile* gguf) {
+  if (gguf != nullptr) {
+    GgufVocabulary vocabulary = read_gguf_vocabulary(gguf->metadata(), path.string());
+    return {.tokenizer = std::move(vocabulary.tokenizer),
+            .chat_template = std::move(vocabulary.chat_template),
+            .bos_token = std::move(vocabulary.bos_token),
+            .eos_token = std::move(vocabulary.eos_token),
+            .defaults = {}};
+  }
+  const nlohmann::json tokenizer_config = read_json_if_there(path / "tokenizer_config.json");
+  return {.tokenizer = Tokenizer::load(path),
+          .chat_template = ChatTemplate::load(path),
+          .bos_token = token_text(tokenizer_config, "bos_token"),
+          .eos_token = token_text(tokenizer_config, "eos_token"),
+          .defaults = load_defaults(path)};
 }
 
 // Measures the phases of a start.
@@ -165,46 +193,46 @@ std::string kv_table(const KvPlan& plan) {
          "\n  longest request   " + text(plan.context_tokens) + " tokens";
 }
 
-int64_t checked_weight_bytes(const ModelConfig& config, const std::string& model, int64_t available_bytes) {
-  const int64_t weight_bytes = config.parameters() * static_cast<int64_t>(dtype_bytes(config.dtype));
+void check_weight_bytes(int64_t weight_bytes, const std::string& model, int64_t available_bytes) {
   if (weight_bytes > available_bytes) {
     throw std::runtime_error(model + ": the weights need " + format_bytes(weight_bytes) + ", and " + format_bytes(available_bytes) +
                              " of memory are free: use a smaller model, or a machine with more memory");
   }
-  return weight_bytes;
 }
 
 void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const std::string& model) {
   if (tokenizer.vocab_size() > config.vocab_size) {
-    throw std::runtime_error(model + ": tokenizer.json has token ids up to " + std::to_string(tokenizer.vocab_size() - 1) +
+    throw std::runtime_error(model + ": the tokenizer has token ids up to " + std::to_string(tokenizer.vocab_size() - 1) +
                              ", but the model's vocabulary ends at " + std::to_string(config.vocab_size - 1));
   }
 }
 
 std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
                                         const std::function<void(size_t done, size_t total)>& progress) {
-  const std::filesystem::path dir = options.model;
-  if (!std::filesystem::is_directory(dir)) {
-    throw std::runtime_error(options.model + " is not a directory: set --model to one with config.json, tokenizer.json and model.safetensors");
+  const std::filesystem::path path = options.model;
+  if (!std::filesystem::is_directory(path) && !is_gguf_path(path)) {
+    throw std::runtime_error(options.model + " is not a directory, nor named FILE.gguf: set --model to a GGUF file, or to a directory with config.json, "
+                             "tokenizer.json and model.safetensors");
   }
   Phases phases;
-  ModelConfig config = ModelConfig::load(dir);
+  OpenModel opened = open_model(path);
+  ModelConfig& config = opened.config;
+  const WeightTypes weight_types = WeightTypes::of(options.weights);
+  const auto weight_bytes = static_cast<int64_t>(predicted_weight_bytes(*opened.tensors, config, weight_types));
   const int64_t available_bytes = available_memory_bytes();
-  const int64_t weight_bytes = checked_weight_bytes(config, options.model, available_bytes);
+  check_weight_bytes(weight_bytes, options.model, available_bytes);
   KvPlan plan = plan_kv(config, options, available_bytes - weight_bytes);
   phases.end("config");
-  Tokenizer tokenizer = Tokenizer::load(dir);
-  check_vocabulary(tokenizer, config, options.model);
+  TextParts text = load_text_parts(path, opened.gguf.get());
+  check_vocabulary(text.tokenizer, config, options.model);
   const auto model = std::make_shared<LoadedModel>(
-      LoadedModel{.config = std::move(config), .plan = plan, .tokenizer = std::move(tokenizer), .chat_template = ChatTemplate::load(dir)});
-  const nlohmann::json tokenizer_config = read_json_if_there(dir / "tokenizer_config.json");
-  const GenerationDefaults defaults = load_defaults(dir);
+      LoadedModel{.config = config, .plan = plan, .tokenizer = std::move(text.tokenizer), .chat_template = std::move(text.chat_template)});
   phases.end("tokenizer");
 
   std::unique_ptr<Backend> backend = make_cpu_backend({.threads = options.threads});
   model->backend = backend->description();
   model->facts.weight_bytes_predicted = weight_bytes;
-  std::unique_ptr<ModelWeights> weights = load_weights(dir, model->config, *backend, progress);
+  std::unique_ptr<ModelWeights> weights = load_weights(*opened.tensors, config, *backend, progress, weight_types);
   phases.end("weights");
   start_engine(options, observer, std::move(backend), std::move(weights), *model);
   phases.end("engine");
@@ -216,14 +244,14 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
   model->served.emplace(ServedModel{.engine = *model->engine,
                                     .tokenizer = model->tokenizer,
                                     .chat_template = model->chat_template ? &*model->chat_template : nullptr,
-                                    .bos_token = token_text(tokenizer_config, "bos_token"),
-                                    .eos_token = token_text(tokenizer_config, "eos_token"),
+                                    .bos_token = text.bos_token,
+                                    .eos_token = text.eos_token,
                                     .attention = model->attention ? &*model->attention : nullptr,
                                     .limits = {},
-                                    .defaults = defaults});
+                                    .defaults = text.defaults});
   model->served->limits.context_tokens_max = plan.context_tokens;
   model->served->capacity = {.config = model->config,
-                             .weight_dtype = model->config.dtype,
+                             .weight_dtype = options.weights.value_or(model->config.dtype),
                              .kv_dtype = plan.shape.dtype,
                              .page_tokens = plan.shape.page_tokens,
                              .step_tokens = plan.shape.step_tokens,

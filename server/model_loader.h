@@ -31,8 +31,8 @@ KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t a
 std::string kv_table(const KvPlan& plan);
 
 // Both throw std::runtime_error, one line that begins with `model`: where the weights do not fit into the memory that is free, and where
-// the tokenizer has ids that the model does not know. The first returns the bytes of the weights.
-int64_t checked_weight_bytes(const ModelConfig& config, const std::string& model, int64_t available_bytes);
+// the tokenizer has ids that the model does not know.
+void check_weight_bytes(int64_t weight_bytes, const std::string& model, int64_t available_bytes);
 void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const std::string& model);
 
 struct LoadedModel {

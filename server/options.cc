@@ -63,6 +63,13 @@ std::string parse_choice(const std::string& text, const std::vector<std::string>
   throw std::runtime_error("must be one of " + all);
 }
 
+DType parse_dtype(const std::string& text, std::initializer_list<DType> choices) {
+  std::vector<std::string> names;
+  for (const DType type : choices) names.emplace_back(dtype_name(type));
+  parse_choice(text, names);
+  return *std::find_if(choices.begin(), choices.end(), [&](DType type) { return dtype_name(type) == text; });
+}
+
 std::vector<std::string> parse_names(const std::string& text) {
   std::vector<std::string> names;
   std::istringstream in(text);
@@ -124,9 +131,15 @@ OptionRow bytes_row(std::string name, std::string group, std::string effect, Fie
 #define FIELD(name) [](ServeOptions& o) -> auto& { return o.name; }
 
 void add_model_rows(std::vector<OptionRow>& rows) {
-  rows.push_back(text_row("model", "Model", "DIR", "", "model directory in Hugging Face layout; must be set", FIELD(model)));
+  rows.push_back(text_row("model", "Model", "DIR|FILE.gguf", "", "model directory in Hugging Face layout, or a GGUF file; must be set",
+                          FIELD(model)));
   rows.push_back({"served_model_name", "Model", "NAME,…", "the directory's name", "what clients call the model; the first is shown",
                   [](ServeOptions& o, const std::string& text) { o.served_model_names = parse_names(text); }});
+  rows.push_back({"weights", "Model", "fp32|bf16|fp16|int8|int4", "as stored",
+                  "what matrices are kept as; int8 and int4 have a scale for each 32 of a row, int4 keeps the embedding in int8",
+                  [](ServeOptions& o, const std::string& text) {
+                    o.weights = parse_dtype(text, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4});
+                  }});
   rows.push_back(choice_row("device", "Model", {"auto", "cpu"}, "what computes", FIELD(device)));
   rows.push_back(number_row("threads", "Model", "N", 0, 1024, "threads of the CPU backend; 0: one per physical core", FIELD(threads)));
 }
@@ -138,10 +151,7 @@ void add_kv_rows(std::vector<OptionRow>& rows) {
   rows.push_back({"kv", "KV cache", "fp32|bf16|fp16|int8", "as config.json's",
                   "element type of the KV cache; int8 has a scale for each token and head",
                   [](ServeOptions& o, const std::string& text) {
-                    parse_choice(text, {"fp32", "bf16", "fp16", "int8"});
-                    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
-                      if (dtype_name(type) == text) o.kv = type;
-                    }
+                    o.kv = parse_dtype(text, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8});
                   }});
   rows.push_back({"page_tokens", "KV cache", "16|32|64", "16", "tokens of a page: fewer wastes less, more is faster",
                   [](ServeOptions& o, const std::string& text) { o.page_tokens = std::stoi(parse_choice(text, {"16", "32", "64"})); }});

@@ -24,7 +24,8 @@ struct MemoryAmount {
 
 struct ServeOptions {
   // Model
-  std::string model;                            // directory in Hugging Face layout. Must be set
+  std::string model;                            // directory in Hugging Face layout, or a GGUF file. Must be set
+  std::optional<DType> weights;                 // what matrices are kept as; unset: as stored
   std::vector<std::string> served_model_names;  // what clients call it; empty: the directory's name
   std::string device = "auto";                  // auto, cpu
   int32_t threads = 0;                          // of the CPU backend; 0: one per physical core

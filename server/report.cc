@@ -134,7 +134,8 @@ Report make_report(const ReportOptions& options, const ReportProgress& progress)
 
   next("loading " + options.model);
   const std::vector<TokenId> tokens = read_prompt(options, report.config, report);
-  checked_weight_bytes(report.config, options.model, available_memory_bytes());
+  check_weight_bytes(report.config.parameters() * static_cast<int64_t>(dtype_bytes(report.config.dtype)), options.model,
+                     available_memory_bytes());
   VariantModel model{.backend = make_backend(), .config = report.config};
   model.weights = load_weights(options.model, model.config, *model.backend);
   report.backend = model.backend->description();

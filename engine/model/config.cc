@@ -444,8 +444,9 @@ ModelConfig ModelConfig::load(const std::filesystem::path& path) {
   return parse_config(config_json, config_path.string(), generation_json, generation_path.string());
 }
 
-ModelConfig ModelConfig::from_json(std::string_view config_json, std::string_view generation_config_json) {
-  return parse_config(config_json, "config.json", generation_config_json, "generation_config.json");
+ModelConfig ModelConfig::from_json(std::string_view config_json, std::string_view generation_config_json,
+                                   const std::string& source) {
+  return parse_config(config_json, source, generation_config_json, "generation_config.json");
 }
 
 int64_t ModelConfig::parameters() const {

@@ -66,7 +66,9 @@ struct ModelConfig {
   // Reads config.json (and generation_config.json beside it, if there). `path` is a model directory or a config.json.
   // Throws std::runtime_error: one line that names the file, what is wrong and what would do.
   static ModelConfig load(const std::filesystem::path& path);
-  static ModelConfig from_json(std::string_view config_json, std::string_view generation_config_json = {});
+  // `source` begins every error.
+  static ModelConfig from_json(std::string_view config_json, std::string_view generation_config_json = {},
+                               const std::string& source = "config.json");
 
   // For planning: takes models of which only the shape is known too (is_served says so); rope may be unset, special tokens are
   // config.json's. `source` begins every error.

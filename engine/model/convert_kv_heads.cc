@@ -16,6 +16,7 @@
 #include "engine/model/config_fields.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
+#include "engine/model/tensor_store.h"
 #include "engine/model/weights.h"
 #include "kernels/op_checks.h"
 
@@ -264,7 +265,7 @@ void convert_kv_heads(const fs::path& in, const fs::path& out, const ConvertOpti
   const ModelConfig config = ModelConfig::load(in);
   check_request(config, options, in.string());
   const Checkpoint checkpoint(in);
-  check_checkpoint(checkpoint, config, in.string());
+  check_checkpoint(*open_safetensors(in), config);
   size_t in_bytes = 0, out_bytes = 0;
   for (const auto& [name, tensor] : checkpoint.tensors()) in_bytes += tensor.info->bytes();
   Converter converter(config, options.kv_heads, in_bytes, progress);

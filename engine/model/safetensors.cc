@@ -1,12 +1,6 @@
 #include "engine/model/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -126,46 +120,6 @@ void check_layout(const std::vector<TensorInfo>& tensors, uint64_t data_bytes, c
   }
 }
 
-[[noreturn]] void fail_errno(const std::filesystem::path& path, const char* verb) {
-  const int error = errno;
-  throw std::runtime_error(path.string() + ": cannot " + verb + ": " + std::strerror(error));
-}
-
-// Reads exactly `bytes`; a file that ends before is an error.
-void read_at(int fd, const std::filesystem::path& path, uint64_t offset, void* destination, uint64_t bytes) {
-  constexpr uint64_t kChunkBytesMax = 64 << 20;
-  auto* out = static_cast<char*>(destination);
-  while (bytes > 0) {
-    const ssize_t got = ::pread(fd, out, std::min(bytes, kChunkBytesMax), static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail_errno(path, "read");
-    if (got == 0) throw std::runtime_error(path.string() + ": the file was truncated while it was being read");
-    out += got;
-    offset += static_cast<uint64_t>(got);
-    bytes -= static_cast<uint64_t>(got);
-  }
-}
-
-// Closes the descriptor when a constructor throws.
-struct OpenFile {
-  int fd;
-  explicit OpenFile(const std::filesystem::path& path) : fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    if (fd < 0) fail_errno(path, "open");
-  }
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
-  ~OpenFile() {
-    if (fd >= 0) ::close(fd);
-  }
-  uint64_t regular_size(const std::filesystem::path& path) const {
-    struct stat status {};
-    if (::fstat(fd, &status) != 0) fail_errno(path, "stat");
-    if (!S_ISREG(status.st_mode)) throw std::runtime_error(path.string() + ": not a regular file");
-    return static_cast<uint64_t>(status.st_size);
-  }
-  int release() { return std::exchange(fd, -1); }
-};
-
 // Which shard holds a tensor, and the shards' names.
 struct ShardIndex {
   std::vector<std::string> shards;
@@ -179,12 +133,11 @@ bool is_plain_file_name(std::string_view name) {
 }
 
 ShardIndex read_shard_index(const std::filesystem::path& path) {
-  OpenFile file(path);
-  const uint64_t bytes = file.regular_size(path);
-  if (bytes > kIndexBytesMax)
+  const CheckedFile file(path);
+  if (file.bytes() > kIndexBytesMax)
     throw std::runtime_error(path.string() + ": over " + std::to_string(kIndexBytesMax) + " bytes");
-  std::string text(bytes, '\0');
-  read_at(file.fd, path, 0, text.data(), bytes);
+  std::string text(file.bytes(), '\0');
+  file.read(0, text.data(), text.size());
 
   ShardIndex index;
   std::map<std::string, size_t> shard_ids;
@@ -246,37 +199,24 @@ std::vector<TensorInfo> parse_safetensors_header(std::string_view header, uint64
   return tensors;
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
-  OpenFile file(path);
-  const uint64_t file_bytes = file.regular_size(path);
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
   std::array<unsigned char, 8> length_bytes{};
-  if (file_bytes < length_bytes.size()) throw std::runtime_error(path.string() + ": too short for a safetensors file");
-  read_at(file.fd, path, 0, length_bytes.data(), length_bytes.size());
+  if (file_.bytes() < length_bytes.size()) throw std::runtime_error(path.string() + ": too short for a safetensors file");
+  file_.read(0, length_bytes.data(), length_bytes.size());
   uint64_t header_bytes = 0;
   for (size_t i = length_bytes.size(); i-- > 0;) header_bytes = header_bytes << 8 | length_bytes[i];
   if (header_bytes > kHeaderBytesMax) {
     throw std::runtime_error(path.string() + ": a header of " + std::to_string(header_bytes) + " bytes (limit " +
                              std::to_string(kHeaderBytesMax) + "); is this a safetensors file?");
   }
-  if (header_bytes > file_bytes - length_bytes.size()) {
+  if (header_bytes > file_.bytes() - length_bytes.size()) {
     throw std::runtime_error(path.string() + ": the header's " + std::to_string(header_bytes) +
                              " bytes go past the end of the file; is the download complete?");
   }
   const auto header = std::make_unique_for_overwrite<char[]>(header_bytes);
-  read_at(file.fd, path, length_bytes.size(), header.get(), header_bytes);
+  file_.read(length_bytes.size(), header.get(), header_bytes);
   data_begin_ = length_bytes.size() + header_bytes;
-  tensors_ = parse_safetensors_header({header.get(), header_bytes}, file_bytes - data_begin_, path.string());
-  fd_ = file.release();
-}
-
-SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      fd_(std::exchange(other.fd_, -1)),
-      data_begin_(other.data_begin_),
-      tensors_(std::move(other.tensors_)) {}
-
-SafetensorsFile::~SafetensorsFile() {
-  if (fd_ >= 0) ::close(fd_);
+  tensors_ = parse_safetensors_header({header.get(), header_bytes}, file_.bytes() - data_begin_, path.string());
 }
 
 const TensorInfo* SafetensorsFile::find(std::string_view name) const {
@@ -290,9 +230,9 @@ void SafetensorsFile::read(const TensorInfo& tensor, std::byte* destination) con
 
 void SafetensorsFile::read_part(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> destination) const {
   CHECK(!tensors_.empty() && &tensor >= tensors_.data() && &tensor < tensors_.data() + tensors_.size())
-      << " tensor " << tensor.name << " is not of " << path_;
+      << " tensor " << tensor.name << " is not of " << path();
   CHECK(begin <= tensor.bytes() && destination.size() <= tensor.bytes() - begin) << " of " << tensor.name;
-  read_at(fd_, path_, data_begin_ + tensor.begin + begin, destination.data(), destination.size());
+  file_.read(data_begin_ + tensor.begin + begin, destination.data(), destination.size());
 }
 
 Checkpoint::Checkpoint(const std::filesystem::path& model_dir) {

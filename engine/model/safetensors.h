@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/model/checked_file.h"
 #include "kernels/dtype.h"
 
 namespace headroom {
@@ -49,11 +50,8 @@ std::vector<TensorInfo> parse_safetensors_header(std::string_view header, uint64
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);
-  SafetensorsFile(SafetensorsFile&& other) noexcept;
-  SafetensorsFile& operator=(SafetensorsFile&&) = delete;
-  ~SafetensorsFile();
 
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return file_.path(); }
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // by name
   const TensorInfo* find(std::string_view name) const;                 // null: not there
 
@@ -63,8 +61,7 @@ class SafetensorsFile {
   void read_part(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> destination) const;
 
  private:
-  std::filesystem::path path_;
-  int fd_ = -1;
+  CheckedFile file_;
   uint64_t data_begin_ = 0;
   std::vector<TensorInfo> tensors_;
 };

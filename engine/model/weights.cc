@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "engine/model/block_type.h"
 #include "engine/model/json_scanner.h"
-#include "engine/model/safetensors.h"
 #include "kernels/check.h"
 
 namespace headroom {
@@ -112,54 +111,36 @@ bool is_ignored(std::string_view name, const ModelConfig& config) {
 
 // Every expected tensor is there with its shape and a type that the kernels take, and nothing else is. Returns their
 // bytes.
-size_t check_tensors(const Checkpoint& checkpoint, const ModelSpec& spec, const ModelConfig& config,
-                     const std::string& source) {
+size_t check_tensors(const TensorStore& store, const ModelSpec& spec, const ModelConfig& config) {
   size_t bytes = 0;
-  std::set<std::string_view> expected;
+  std::set<const TensorInfo*> expected;
+  const std::string source = store.source();
   for (const TensorSpec* tensor : all_tensors(spec)) {
-    expected.insert(tensor->name);
-    const Checkpoint::Tensor* found = checkpoint.find(tensor->name);
+    const TensorInfo* found = store.find(tensor->name);
     if (found == nullptr) {
-      throw std::runtime_error(source + ": tensor " + tensor->name + " " + shape_text(*tensor) + " is missing");
+      throw std::runtime_error(source + ": tensor " + store.spelling(tensor->name) + " " + shape_text(*tensor) +
+                               " is missing");
     }
-    const auto shape = found->info->shape();
+    expected.insert(found);
+    const auto shape = found->shape();
     const bool fits = tensor->cols == 0 ? shape.size() == 1 && shape[0] == tensor->rows
                                         : shape.size() == 2 && shape[0] == tensor->rows && shape[1] == tensor->cols;
     if (!fits) {
-      throw std::runtime_error(source + ": tensor " + tensor->name + " is " + found->info->description() +
-                               ", expected " + shape_text(*tensor) + " by config.json");
+      throw std::runtime_error(source + ": tensor " + found->name + " is " + found->description() + ", expected " +
+                               shape_text(*tensor) + " by " + store.config_source());
     }
-    if (!found->info->dtype()) {
-      throw std::runtime_error(source + ": tensor " + tensor->name + " has type " + std::string(found->info->type) +
+    if (find_block_type(found->type) == nullptr) {
+      throw std::runtime_error(source + ": tensor " + found->name + " has type " + std::string(found->type) +
                                ", which is not supported; supported: F32, F16, BF16");
     }
-    bytes += found->info->bytes();
+    bytes += found->bytes();
   }
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
-    if (expected.contains(name) || is_ignored(name, config)) continue;
-    throw std::runtime_error(source + ": tensor " + printable(name) + " " + tensor.info->description() +
-                             " is not part of " + config.architecture + " by config.json");
+  for (const TensorInfo* tensor : store.tensors()) {
+    if (expected.contains(tensor) || is_ignored(tensor->name, config)) continue;
+    throw std::runtime_error(source + ": tensor " + printable(tensor->name) + " " + tensor->description() +
+                             " is not part of " + config.architecture + " by " + store.config_source());
   }
   return bytes;
-}
-
-float element_to_f32(const std::byte* data, DType dtype, size_t index) {
-  const auto read = [&]<typename T>(T) {
-    T value;
-    std::memcpy(&value, data + index * sizeof(T), sizeof(T));
-    return value;
-  };
-  switch (dtype) {
-    case DType::kF32:
-      return read(float{});
-    case DType::kBF16:
-      return bf16_to_f32(read(uint16_t{}));
-    case DType::kF16:
-      return f16_to_f32(read(uint16_t{}));
-    case DType::kI8:
-      break;  // of KV pages alone
-  }
-  return 0.0f;
 }
 
 ParameterVector upload_vector(const std::vector<float>& values, Backend& backend, size_t& bytes) {
@@ -171,56 +152,92 @@ ParameterVector upload_vector(const std::vector<float>& values, Backend& backend
   return {std::move(buffer), values.size()};
 }
 
+// REQUIRES: check_tensors().
+const BlockType& type_of(const TensorStore& store, const TensorSpec& part) {
+  const TensorInfo* info = store.find(part.name);
+  CHECK(info != nullptr) << " " << part.name;
+  const BlockType* type = find_block_type(info->type);
+  CHECK(type != nullptr) << " " << part.name;
+  return *type;
+}
+
+// What all parts of a stack become; unset: each stays what it is. Quantised parts must agree: int4 fits into int8 as it
+// is, and beside a part that is not quantised all are widened.
+std::optional<DType> common_type(const TensorStore& store, const Stack& stack, std::optional<DType> wanted) {
+  if (wanted) return wanted;
+  bool all_quantized = true, any_quantized = false, same = true;
+  for (const TensorSpec& part : stack) {
+    const DType kept = type_of(store, part).kept;
+    all_quantized &= is_quantized(kept);
+    any_quantized |= is_quantized(kept);
+    same &= kept == type_of(store, stack.front()).kept;
+  }
+  if (same || !any_quantized) return std::nullopt;
+  return all_quantized ? DType::kI8 : DType::kF32;
+}
+
+enum class Role : uint8_t { kLayer, kEmbedding };  // kEmbedding: the output too
+
 // Supplies the tensors of a spec one stack at a time, so that the host holds no more than the largest stack.
 class Source {
  public:
   virtual ~Source() = default;
-  virtual std::unique_ptr<Weight> matrix(const Stack& stack) = 0;  // null: no parts
+  virtual std::unique_ptr<Weight> matrix(const Stack& stack, Role role) = 0;  // null: no parts
   virtual std::vector<float> vector(const Stack& stack, float random_center) = 0;
 };
 
 class CheckpointSource : public Source {
  public:
-  CheckpointSource(const Checkpoint& checkpoint, Backend& backend, const LoadProgress& progress, size_t total_bytes)
-      : checkpoint_(checkpoint), backend_(backend), progress_(progress), total_bytes_(total_bytes) {}
+  CheckpointSource(const TensorStore& store, Backend& backend, const WeightTypes& types, const LoadProgress& progress,
+                   size_t total_bytes)
+      : store_(store), backend_(backend), types_(types), progress_(progress), total_bytes_(total_bytes) {}
 
-  std::unique_ptr<Weight> matrix(const Stack& stack) override {
+  std::unique_ptr<Weight> matrix(const Stack& stack, Role role) override {
     if (stack.empty()) return nullptr;
-    size_t stack_bytes = 0;
-    for (const TensorSpec& part : stack) stack_bytes += found(part).info->bytes();
-    const auto host = std::make_unique_for_overwrite<std::byte[]>(stack_bytes);
+    const std::optional<DType> wanted = common_type(store_, stack, role == Role::kLayer ? types_.layers : types_.embedding);
+    size_t host_bytes = 0, file_bytes = 0;
+    for (const TensorSpec& part : stack) {
+      host_bytes += static_cast<size_t>(part.rows) * weight_row_bytes(part_type(part, wanted), part.cols);
+      file_bytes += info(part).bytes();
+    }
+    const auto host = std::make_unique_for_overwrite<std::byte[]>(host_bytes);
     std::vector<HostWeight> parts;
     size_t at = 0;
     for (const TensorSpec& part : stack) {
-      const Checkpoint::Tensor& tensor = found(part);
-      tensor.read(host.get() + at);
-      parts.push_back({.data = host.get() + at, .dtype = *tensor.info->dtype(), .rows = part.rows, .cols = part.cols});
-      at += tensor.info->bytes();
+      const DType dtype = part_type(part, wanted);
+      read_as(part, dtype, host.get() + at);
+      parts.push_back({.data = host.get() + at, .dtype = dtype, .rows = part.rows, .cols = part.cols});
+      at += static_cast<size_t>(part.rows) * weight_row_bytes(dtype, part.cols);
     }
     auto weight = backend_.load_weight(parts);
-    report(stack_bytes);
+    report(file_bytes);
     return weight;
   }
 
   std::vector<float> vector(const Stack& stack, float /*random_center*/) override {
     std::vector<float> values;
     for (const TensorSpec& part : stack) {
-      const Checkpoint::Tensor& tensor = found(part);
-      std::vector<std::byte> host(tensor.info->bytes());
-      tensor.read(host.data());
-      for (size_t i = 0; i < static_cast<size_t>(part.rows); ++i) {
-        values.push_back(element_to_f32(host.data(), *tensor.info->dtype(), i));
-      }
+      std::vector<std::byte> host(info(part).bytes());
+      store_.read(part.name, host.data());
+      const size_t at = values.size();
+      values.resize(at + static_cast<size_t>(part.rows));
+      type(part).decode(host.data(), part.rows, values.data() + at);
       report(host.size());
     }
     return values;
   }
 
  private:
-  const Checkpoint::Tensor& found(const TensorSpec& spec) const {
-    const Checkpoint::Tensor* tensor = checkpoint_.find(spec.name);
-    CHECK(tensor != nullptr) << " " << spec.name;
-    return *tensor;
+  const TensorInfo& info(const TensorSpec& part) const { return *store_.find(part.name); }
+  const BlockType& type(const TensorSpec& part) const { return type_of(store_, part); }
+  DType part_type(const TensorSpec& part, std::optional<DType> wanted) const { return wanted.value_or(type(part).kept); }
+
+  void read_as(const TensorSpec& part, DType dtype, std::byte* destination) const {
+    const BlockType& stored = type(part);
+    if (stored.kept == dtype && stored.kept_as_stored) return store_.read(part.name, destination);
+    const auto host = std::make_unique_for_overwrite<std::byte[]>(info(part).bytes());
+    store_.read(part.name, host.get());
+    convert_rows(stored, dtype, host.get(), part.rows, part.cols, destination);
   }
 
   void report(size_t bytes) {
@@ -228,8 +245,9 @@ class CheckpointSource : public Source {
     if (progress_) progress_(done_bytes_, total_bytes_);
   }
 
-  const Checkpoint& checkpoint_;
+  const TensorStore& store_;
   Backend& backend_;
+  const WeightTypes types_;
   const LoadProgress& progress_;
   size_t total_bytes_;
   size_t done_bytes_ = 0;
@@ -238,17 +256,29 @@ class CheckpointSource : public Source {
 // Uniform values with the variance 1/cols, so that a gemm keeps the size of a normed row.
 class RandomSource : public Source {
  public:
-  RandomSource(DType dtype, uint64_t seed, Backend& backend) : dtype_(dtype), state_(seed), backend_(backend) {}
+  RandomSource(const WeightTypes& types, uint64_t seed, Backend& backend)
+      : types_(types), state_(seed), backend_(backend) {}
 
-  std::unique_ptr<Weight> matrix(const Stack& stack) override {
+  std::unique_ptr<Weight> matrix(const Stack& stack, Role role) override {
     if (stack.empty()) return nullptr;
     int64_t rows = 0;
     for (const TensorSpec& part : stack) rows += part.rows;
     const int64_t cols = stack.front().cols;
-    const auto elements = static_cast<size_t>(rows * cols);
-    const auto host = std::make_unique_for_overwrite<std::byte[]>(elements * dtype_bytes(dtype_));
-    fill(host.get(), elements, std::sqrt(3.0f / static_cast<float>(cols)));
-    const HostWeight part{.data = host.get(), .dtype = dtype_, .rows = rows, .cols = cols};
+    const DType dtype = role == Role::kLayer ? types_.layers.value() : types_.embedding.value();
+    const size_t row_bytes = weight_row_bytes(dtype, cols);
+    const auto host = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(rows) * row_bytes);
+    const float scale = std::sqrt(3.0f / static_cast<float>(cols));
+    std::vector<float> row(static_cast<size_t>(cols));
+    uint64_t bits = 0, drawn = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (float& value : row) {
+        bits = drawn++ % 4 == 0 ? next() : bits >> 16;  // four elements from each draw
+        value = scale * unit(static_cast<uint32_t>(bits));
+      }
+      convert_rows(*find_block_type("F32"), dtype, reinterpret_cast<const std::byte*>(row.data()), 1, cols,
+                   host.get() + static_cast<size_t>(r) * row_bytes);
+    }
+    const HostWeight part{.data = host.get(), .dtype = dtype, .rows = rows, .cols = cols};
     return backend_.load_weight({&part, 1});
   }
 
@@ -275,34 +305,20 @@ class RandomSource : public Source {
     return static_cast<float>(static_cast<int32_t>(bits & 0xFFFFu) - 32768) * 0x1p-15f;
   }
 
-  void fill(std::byte* out, size_t elements, float scale) {
-    uint64_t bits = 0;
-    for (size_t i = 0; i < elements; ++i) {
-      bits = i % 4 == 0 ? next() : bits >> 16;  // four elements from each draw
-      const float value = scale * unit(static_cast<uint32_t>(bits));
-      if (dtype_ == DType::kF32) {
-        std::memcpy(out + i * sizeof(float), &value, sizeof(float));
-      } else {
-        const uint16_t half = dtype_ == DType::kBF16 ? f32_to_bf16(value) : f32_to_f16(value);
-        std::memcpy(out + i * sizeof(half), &half, sizeof(half));
-      }
-    }
-  }
-
-  DType dtype_;
+  WeightTypes types_;
   uint64_t state_;
   Backend& backend_;
 };
 
 // As saved: as a causal model, or its bare trunk.
-ModelSpec checkpoint_spec(const Checkpoint& checkpoint, const ModelConfig& config) {
-  return model_spec(config, checkpoint.find("embed_tokens.weight") != nullptr ? "" : "model.");
+ModelSpec store_spec(const TensorStore& store, const ModelConfig& config) {
+  return model_spec(config, store.is_bare_trunk() ? "" : "model.");
 }
 
 std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backend& backend) {
   auto weights = std::make_unique<ModelWeights>();
-  const auto matrix = [&](const Stack& stack) {
-    auto weight = source.matrix(stack);
+  const auto matrix = [&](const Stack& stack, Role role = Role::kLayer) {
+    auto weight = source.matrix(stack, role);
     if (weight) weights->bytes += weight->bytes();
     return weight;
   };
@@ -312,7 +328,7 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
   const auto norm = [&](const Stack& stack) { return vector(stack, 1.0f); };
   const auto bias = [&](const Stack& stack) { return vector(stack, 0.0f); };
 
-  weights->embedding = matrix(spec.embedding);
+  weights->embedding = matrix(spec.embedding, Role::kEmbedding);
   for (const LayerSpec& layer : spec.layers) {
     LayerWeights loaded;
     loaded.attention_norm = norm(layer.attention_norm);
@@ -330,27 +346,54 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
     weights->layers.push_back(std::move(loaded));
   }
   weights->final_norm = norm(spec.final_norm);
-  weights->lm_head = matrix(spec.lm_head);
+  weights->lm_head = matrix(spec.lm_head, Role::kEmbedding);
   return weights;
 }
 
 }  // namespace
 
-void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& source) {
-  check_tensors(checkpoint, checkpoint_spec(checkpoint, config), config, source);
+void check_checkpoint(const TensorStore& store, const ModelConfig& config) {
+  check_tensors(store, store_spec(store, config), config);
 }
 
-std::unique_ptr<ModelWeights> load_weights(const std::filesystem::path& model_dir, const ModelConfig& config,
-                                           Backend& backend, const LoadProgress& progress) {
-  const Checkpoint checkpoint(model_dir);
-  const ModelSpec spec = checkpoint_spec(checkpoint, config);
-  const size_t total_bytes = check_tensors(checkpoint, spec, config, model_dir.string());
-  CheckpointSource source(checkpoint, backend, progress, total_bytes);
+std::unique_ptr<ModelWeights> load_weights(const TensorStore& store, const ModelConfig& config, Backend& backend,
+                                           const LoadProgress& progress, const WeightTypes& types) {
+  const ModelSpec spec = store_spec(store, config);
+  const size_t total_bytes = check_tensors(store, spec, config);
+  CheckpointSource source(store, backend, types, progress, total_bytes);
   return build(spec, source, backend);
 }
 
+size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& config, const WeightTypes& types) {
+  const ModelSpec spec = store_spec(store, config);
+  check_tensors(store, spec, config);
+  size_t bytes = 0;
+  const auto add = [&](const Stack& stack, std::optional<DType> wanted) {
+    for (const TensorSpec& part : stack) {
+      if (part.cols == 0) {
+        bytes += static_cast<size_t>(part.rows) * sizeof(float);  // vectors are always fp32
+        continue;
+      }
+      const DType type = common_type(store, stack, wanted).value_or(type_of(store, part).kept);
+      bytes += static_cast<size_t>(part.rows) * weight_row_bytes(type, part.cols);
+    }
+  };
+  add(spec.embedding, types.embedding);
+  for (const LayerSpec& layer : spec.layers) {
+    for (const Stack* stack : layer_stacks(layer)) add(*stack, types.layers);
+  }
+  add(spec.final_norm, std::nullopt);
+  add(spec.lm_head, types.embedding);
+  return bytes;
+}
+
+std::unique_ptr<ModelWeights> load_weights(const std::filesystem::path& model_dir, const ModelConfig& config,
+                                           Backend& backend, const LoadProgress& progress, const WeightTypes& types) {
+  return load_weights(*open_safetensors(model_dir), config, backend, progress, types);
+}
+
 std::unique_ptr<ModelWeights> random_weights(const ModelConfig& config, DType dtype, uint64_t seed, Backend& backend) {
-  RandomSource source(dtype, seed, backend);
+  RandomSource source(WeightTypes::of(dtype), seed, backend);
   return build(model_spec(config, "model."), source, backend);
 }
 

@@ -4,10 +4,11 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <string>
+#include <optional>
 #include <vector>
 
 #include "engine/model/config.h"
+#include "engine/model/tensor_store.h"
 #include "kernels/backend.h"
 
 namespace headroom {
@@ -47,19 +48,34 @@ struct ModelWeights {
   const Weight& output() const { return lm_head ? *lm_head : *embedding; }
 };
 
-class Checkpoint;
-
 // Every tensor that the config asks for is there, with its shape and a type that the kernels take, and nothing else is. Throws
-// std::runtime_error: one line that begins with `source`.
-void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& source);
+// std::runtime_error: one line that begins with the store's source.
+void check_checkpoint(const TensorStore& store, const ModelConfig& config);
 
 // Called while loading with bytes done and bytes in all.
 using LoadProgress = std::function<void(size_t done_bytes, size_t total_bytes)>;
 
+// What the matrices are kept as. Unset: as the checkpoint has them, or what is nearest to it (block_type.h).
+struct WeightTypes {
+  std::optional<DType> layers;
+  std::optional<DType> embedding;  // and the output
+
+  // Of one type for all; but with int4 the embedding and the output, whose errors reach every token, are int8.
+  static WeightTypes of(std::optional<DType> type) {
+    return {type, type == DType::kI4 ? std::optional(DType::kI8) : type};
+  }
+};
+
 // Loads model.safetensors, or the shards that model.safetensors.index.json names. Throws std::runtime_error: one line naming the
 // file and tensor and what to do.
 std::unique_ptr<ModelWeights> load_weights(const std::filesystem::path& model_dir, const ModelConfig& config, Backend& backend,
-                                           const LoadProgress& progress = {});
+                                           const LoadProgress& progress = {}, const WeightTypes& types = {});
+std::unique_ptr<ModelWeights> load_weights(const TensorStore& store, const ModelConfig& config, Backend& backend,
+                                           const LoadProgress& progress = {}, const WeightTypes& types = {});
+
+// The bytes of what load_weights() makes of the store, before a backend rounds matrices up to whole panels. Checks the tensors' names,
+// shapes and types as load_weights() does, and throws as it does.
+size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& config, const WeightTypes& types);
 
 // Weights of the config's shape with seeded random values, for benchmarks of shapes whose checkpoint is not at hand.
 std::unique_ptr<ModelWeights> random_weights(const ModelConfig& config, DType dtype, uint64_t seed, Backend& backend);

@@ -10,6 +10,22 @@ void copy_row(float* out, const PackedWeight& table, int32_t token, const ToF32&
   for (int64_t k = 0; k < table.cols(); ++k) out[k] = to_f32(lane[k * kPanelRows]);
 }
 
+void copy_quantized_row(float* out, const PackedWeight& table, int32_t token) {
+  const int64_t row = token % kPanelRows;
+  const std::byte* group = table.panel(token / kPanelRows);
+  for (int64_t k = 0; k < table.cols(); ++k) {
+    if (k > 0 && k % kQuantGroup == 0) group += panel_group_bytes(table.dtype());
+    const float scale = f16_to_f32(reinterpret_cast<const uint16_t*>(group)[row]);
+    const auto* elements = reinterpret_cast<const int8_t*>(group + kPanelScaleBytes);
+    if (table.dtype() == DType::kI8) {
+      out[k] = scale * elements[k % kQuantGroup * kPanelRows + row];
+      continue;
+    }
+    const int8_t byte = elements[k % kQuantGroup * kPanelRows / 2 + row % 16];
+    out[k] = scale * static_cast<float>(row < 16 ? static_cast<int8_t>(byte << 4) >> 4 : byte >> 4);
+  }
+}
+
 }  // namespace
 
 void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::span<const int32_t> tokens) {
@@ -26,7 +42,9 @@ void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::spa
           copy_row<uint16_t>(out.row(t), table, tokens[t], f16_to_f32);
           break;
         case DType::kI8:
-          break;  // of KV pages alone
+        case DType::kI4:
+          copy_quantized_row(out.row(t), table, tokens[t]);
+          break;
       }
     }
   });

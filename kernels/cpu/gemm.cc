@@ -23,6 +23,7 @@ constexpr int kDirectRows =
 // 32, 1.2 at 64, 0.9 at 128). Where few rows fit into registers, widening for each group costs more than it saves.
 constexpr int kDirectRowsMax = kDirectRows >= 8 ? 12 * kDirectRows : kDirectRows;
 constexpr int64_t kBlockSteps = 128;    // k of a widened block: 16 KiB, half of L1
+static_assert(kBlockSteps % kQuantGroup == 0);
 constexpr int64_t kRowsPerBlock = 192;  // rows packed at a time: in L2 up to a K of 1024
 constexpr int64_t kTilesPerBlock = kRowsPerBlock / kTileRows;
 constexpr int64_t kPrefetchBytes = 1024;  // ahead of the panel's reader
@@ -39,29 +40,82 @@ HWY_INLINE void store_outputs(float* out, const float* sums, const float* bias, 
   for (; i < count; ++i) out[i] = bias != nullptr ? sums[i] + bias[i] : sums[i];
 }
 
+// The steps of a panel that are read alike: all of it, or a group of a quantised one with the scales of its rows. A weight is
+// scale · q, which fp32 holds exactly (11 and at most 8 bits), so that a quantised gemm has the bits of the fp32 one of the same
+// values, in both kernels below.
+template <DType type>
+struct PanelSteps {
+  static constexpr int64_t kStepsMax = int64_t{1} << 62;
+  const Element<type>* at;
+
+  PanelSteps(const std::byte* panel, int64_t first) : at(reinterpret_cast<const Element<type>*>(panel) + first * kPanelRows) {}
+  const void* address(int64_t k) const { return at + k * kPanelRows; }
+  HWY_INLINE VF load(int64_t k, int v) const { return load_f32<type>(at + k * kPanelRows + v * kLanes); }
+};
+
+template <DType type>
+struct QuantizedPanelSteps {
+  static constexpr int64_t kStepsMax = kQuantGroup;
+  static constexpr int64_t kStepBytes = type == DType::kI8 ? kPanelRows : kPanelRows / 2;
+  const int8_t* at;
+  VF scales[kPanelVectors];
+
+  // REQUIRES: `first` begins a group.
+  QuantizedPanelSteps(const std::byte* panel, int64_t first) {
+    const std::byte* group = panel + static_cast<size_t>(first / kQuantGroup) * panel_group_bytes(type);
+    at = reinterpret_cast<const int8_t*>(group + kPanelScaleBytes);
+    HEADROOM_UNROLL
+    for (int v = 0; v < kPanelVectors; ++v)
+      scales[v] = load_f32<DType::kF16>(reinterpret_cast<const uint16_t*>(group) + v * kLanes);
+  }
+  const void* address(int64_t k) const { return at + k * kStepBytes; }
+  HWY_INLINE VF load(int64_t k, int v) const {
+    if constexpr (type == DType::kI8) {
+      return hn::Mul(load_f32<DType::kI8>(at + k * kStepBytes + v * kLanes), scales[v]);
+    } else {
+      const DF d;
+      const hn::RebindToSigned<DF> d32;
+      const hn::Rebind<int8_t, DF> d8;
+      const auto bytes = hn::PromoteTo(d32, hn::LoadU(d8, at + k * kStepBytes + v * kLanes % kStepBytes));
+      const auto quants = v * kLanes < kStepBytes ? hn::ShiftRight<28>(hn::ShiftLeft<28>(bytes)) : hn::ShiftRight<4>(bytes);
+      return hn::Mul(hn::ConvertTo(d, quants), scales[v]);
+    }
+  }
+};
+template <>
+struct PanelSteps<DType::kI8> : QuantizedPanelSteps<DType::kI8> {
+  using QuantizedPanelSteps::QuantizedPanelSteps;
+};
+template <>
+struct PanelSteps<DType::kI4> : QuantizedPanelSteps<DType::kI4> {
+  using QuantizedPanelSteps::QuantizedPanelSteps;
+};
+
 template <DType type, int kRows>
 void direct_panel(Matrix out, Matrix x, const PackedWeight& weight, const float* bias, int64_t p) {
   const DF d;
   const int64_t steps = weight.cols();
-  const Element<type>* w = reinterpret_cast<const Element<type>*>(weight.panel(p));
   VF acc[kRows][kPanelVectors];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
     for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = hn::Zero(d);
   }
-  for (int64_t k = 0; k < steps; ++k) {
-    hwy::Prefetch(reinterpret_cast<const std::byte*>(w) + kPrefetchBytes);
-    VF widened[kPanelVectors];
-    HEADROOM_UNROLL
-    for (int v = 0; v < kPanelVectors; ++v) widened[v] = load_f32<type>(w + v * kLanes);
-    HEADROOM_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const VF value = hn::Set(d, x.data[r * x.stride + k]);
+  for (int64_t first = 0; first < steps; first += PanelSteps<type>::kStepsMax) {
+    const PanelSteps<type> w(weight.panel(p), first);
+    const int64_t count = HWY_MIN(PanelSteps<type>::kStepsMax, steps - first);
+    for (int64_t k = 0; k < count; ++k) {
+      hwy::Prefetch(static_cast<const std::byte*>(w.address(k)) + kPrefetchBytes);
+      VF widened[kPanelVectors];
       HEADROOM_UNROLL
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = hn::MulAdd(value, widened[v], acc[r][v]);
+      for (int v = 0; v < kPanelVectors; ++v) widened[v] = w.load(k, v);
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VF value = hn::Set(d, x.data[r * x.stride + first + k]);
+        HEADROOM_UNROLL
+        for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = hn::MulAdd(value, widened[v], acc[r][v]);
+      }
     }
-    w += kPanelRows;
   }
   const int64_t n = p * kPanelRows;
   const int64_t count = HWY_MIN(kPanelRows, weight.rows() - n);
@@ -74,10 +128,18 @@ void direct_panel(Matrix out, Matrix x, const PackedWeight& weight, const float*
   }
 }
 
+// Steps [first, first + steps) of a panel as fp32 [steps][kPanelRows].
 template <DType type>
-void widen_block(float* to, const Element<type>* from, int64_t count) {
+void widen_block(float* to, const std::byte* panel, int64_t first, int64_t steps) {
   const DF d;
-  for (int64_t i = 0; i < count; i += kLanes) hn::Store(load_f32<type>(from + i), d, to + i);
+  for (int64_t begin = 0; begin < steps; begin += PanelSteps<type>::kStepsMax) {
+    const PanelSteps<type> w(panel, first + begin);
+    const int64_t count = HWY_MIN(PanelSteps<type>::kStepsMax, steps - begin);
+    for (int64_t k = 0; k < count; ++k, to += kPanelRows) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kPanelVectors; ++v) hn::Store(w.load(k, v), d, to + v * kLanes);
+    }
+  }
 }
 
 // A tile of rows carries its sums [rows][kPanelRows] over one block of k.
@@ -110,10 +172,9 @@ void blocked_panels(Matrix out, const float* packed_x, const PackedWeight& weigh
   const int64_t cols = weight.cols();
   const int64_t tiles = (out.rows + kTileRows - 1) / kTileRows;
   for (int64_t p = first_panel; p < last_panel; ++p) {
-    const Element<type>* w = reinterpret_cast<const Element<type>*>(weight.panel(p));
     for (int64_t k = 0; k < cols; k += kBlockSteps) {
       const int64_t steps = HWY_MIN(kBlockSteps, cols - k);
-      widen_block<type>(widened, w + k * kPanelRows, steps * kPanelRows);
+      widen_block<type>(widened, weight.panel(p), k, steps);
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t begin = tile_begin(out.rows, tiles, i);
         const int rows = static_cast<int>(tile_begin(out.rows, tiles, i + 1) - begin);
@@ -192,7 +253,9 @@ void gemm_any(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x, con
     case DType::kF16:
       return gemm_of_type<DType::kF16>(pool, scratch, out, x, weight, bias);
     case DType::kI8:
-      break;  // of KV pages alone
+      return gemm_of_type<DType::kI8>(pool, scratch, out, x, weight, bias);
+    case DType::kI4:
+      return gemm_of_type<DType::kI4>(pool, scratch, out, x, weight, bias);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/quantize.h"
+
 namespace headroom {
 namespace {
 
@@ -35,7 +37,8 @@ float load_as_f32(const std::byte* from, DType dtype, int64_t i) {
     case DType::kF16:
       return f16_to_f32(load_unaligned<uint16_t>(from, i));
     case DType::kI8:
-      break;  // of KV pages alone
+    case DType::kI4:
+      return quantized_row_element(from, dtype, i);
   }
   return 0.0f;
 }
@@ -47,7 +50,8 @@ struct Row {
 };
 Row find_row(std::span<const HostWeight> parts, int64_t row) {
   for (const HostWeight& part : parts) {
-    if (row < part.rows) return {part.data + row * part.cols * dtype_bytes(part.dtype), part.dtype};
+    if (row < part.rows)
+      return {part.data + static_cast<size_t>(row) * weight_row_bytes(part.dtype, part.cols), part.dtype};
     row -= part.rows;
   }
   CHECK(false) << "row past the end of the stack";
@@ -63,6 +67,26 @@ void interleave_rows(T* panel, std::span<const Row> rows, int64_t cols) {
     const int64_t end = std::min(begin + kBlock, cols);
     for (size_t r = 0; r < rows.size(); ++r) {
       for (int64_t k = begin; k < end; ++k) panel[k * kPanelRows + r] = load_unaligned<T>(rows[r].data, k);
+    }
+  }
+}
+
+// The same for quantised rows, group by group.
+void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols, DType dtype) {
+  const size_t group_bytes = dtype == DType::kI8 ? kInt8GroupBytes : kInt4GroupBytes;
+  for (int64_t g = 0; g < (cols + kQuantGroup - 1) / kQuantGroup; ++g, panel += panel_group_bytes(dtype)) {
+    std::byte* elements = panel + kPanelScaleBytes;
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const std::byte* group = rows[r].data + static_cast<size_t>(g) * group_bytes;
+      std::memcpy(panel + 2 * r, group, 2);
+      for (int64_t k = 0; k < kQuantGroup; ++k) {
+        if (dtype == DType::kI8) {
+          elements[k * kPanelRows + static_cast<int64_t>(r)] = static_cast<std::byte>(int8_group_element(group, k));
+          continue;
+        }
+        const auto half = static_cast<uint32_t>(int4_group_element(group, k)) & 15u;
+        elements[k * kPanelRows / 2 + static_cast<int64_t>(r) % 16] |= static_cast<std::byte>(half << (r / 16 * 4));
+      }
     }
   }
 }
@@ -94,6 +118,8 @@ void PackedWeight::pack_panel(std::span<const HostWeight> parts, int64_t p) {
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t k = 0; k < cols_; ++k) to[k * kPanelRows + r] = load_as_f32(rows[r].data, rows[r].dtype, k);
     }
+  } else if (is_quantized(dtype_)) {
+    interleave_groups(panel, used, cols_, dtype_);
   } else if (dtype_ == DType::kF32) {
     interleave_rows(reinterpret_cast<float*>(panel), used, cols_);
   } else {

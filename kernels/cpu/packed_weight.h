@@ -1,6 +1,9 @@
 // A weight [N, K] in panels of kPanelRows output rows: [N / kPanelRows][K][kPanelRows], rows past N zero. K is
 // sequential within a panel, so that a matrix-vector product streams memory in one direction, and one vector register
 // holds one k of several outputs.
+//
+// Quantised: [N / kPanelRows][K / kQuantGroup] groups of the rows' fp16 scales, then their elements: int8 [kQuantGroup][kPanelRows];
+// int4 [kQuantGroup][kPanelRows / 2], where byte i has row i in its low half and row i + 16 in its high half, as two's complement.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +17,12 @@
 namespace headroom {
 
 constexpr int64_t kPanelRows = 32;
+constexpr int64_t kPanelScaleBytes = kPanelRows * 2;  // of a group
+
+// One group of a panel of kI8 or kI4.
+constexpr size_t panel_group_bytes(DType dtype) {
+  return static_cast<size_t>(kPanelScaleBytes + kQuantGroup * kPanelRows / (dtype == DType::kI8 ? 1 : 2));
+}
 
 class PackedWeight final : public Weight {
  public:
@@ -26,7 +35,10 @@ class PackedWeight final : public Weight {
   DType dtype() const { return dtype_; }
   int64_t panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
   const std::byte* panel(int64_t p) const { return memory_.data() + p * panel_bytes(); }
-  size_t panel_bytes() const { return static_cast<size_t>(cols_) * kPanelRows * dtype_bytes(dtype_); }
+  size_t panel_bytes() const {
+    if (!is_quantized(dtype_)) return static_cast<size_t>(cols_) * kPanelRows * dtype_bytes(dtype_);
+    return static_cast<size_t>((cols_ + kQuantGroup - 1) / kQuantGroup) * panel_group_bytes(dtype_);
+  }
 
  private:
   void pack_panel(std::span<const HostWeight> parts, int64_t p);

@@ -312,6 +312,8 @@ void attend_split_any(const AttentionCall& call, const AttentionTile& tile, Tile
       return attend_split<DType::kF16>(call, tile, memory, split);
     case DType::kI8:
       return attend_split<DType::kI8>(call, tile, memory, split);
+    case DType::kI4:
+      break;  // of weights alone: check_layer
   }
 }
 

@@ -7,6 +7,7 @@ namespace headroom {
 namespace {
 
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+constexpr DType kAllTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4};
 
 struct Problem {
   int64_t rows, outputs, inputs;
@@ -18,9 +19,14 @@ struct Problem {
   Problem(int64_t rows, int64_t outputs, int64_t inputs, DType type, bool with_bias)
       : rows(rows), outputs(outputs), inputs(inputs), type(type), with_bias(with_bias) {
     x = reference::random_floats(static_cast<size_t>(rows * inputs), 1);
-    weight = reference::random_floats(static_cast<size_t>(outputs * inputs), 2, 0.05f, type);
     if (with_bias) bias = reference::random_floats(static_cast<size_t>(outputs), 3);
-    stored_weight = reference::stored(weight, type);
+    if (is_quantized(type)) {
+      const float scale = 0.05f / (type == DType::kI8 ? 74.0f : 4.6f);  // the same spread of weights in all types
+      stored_weight = reference::random_quantized_rows(outputs, inputs, type, 2, scale, &weight);
+    } else {
+      weight = reference::random_floats(static_cast<size_t>(outputs * inputs), 2, 0.05f, type);
+      stored_weight = reference::stored(weight, type);
+    }
   }
   HostWeight host_weight() const { return {stored_weight.data(), type, outputs, inputs}; }
 };
@@ -45,7 +51,7 @@ double tolerance(const Problem& problem) { return 5e-7 + 1.2e-8 * static_cast<do
 
 TEST(Gemm, MatchesTheReference) {
   const auto backend = make_cpu_backend({.threads = 2});
-  for (const DType type : kTypes) {
+  for (const DType type : kAllTypes) {
     for (const int64_t rows : {1, 2, 3, 5, 8, 9, 13, 24, 31, 100, 192, 193, 400}) {
       for (const auto& [outputs, inputs] :
            {std::pair<int64_t, int64_t>{1, 8}, {32, 128}, {33, 129}, {100, 576}, {64, 2048}, {7, 1}}) {
@@ -79,8 +85,28 @@ TEST(Gemm, ToleranceCatchesTheNearestWrongKernels) {
   EXPECT_GT(reference::largest_difference(out, expected(rounded)), 100 * tolerance(problem));
 }
 
+// scale · q is exact in fp32, and the order of sums is one for all types.
+TEST(Gemm, QuantizedWeightsGiveTheBitsOfTheirValuesInFp32) {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const DType type : {DType::kI8, DType::kI4}) {
+    for (const int64_t rows : {1, 7, 200}) {
+      for (const int64_t inputs : {32, 31, 33, 300}) {
+        const Problem quantized(rows, 70, inputs, type, true);
+        Problem plain = quantized;
+        plain.type = DType::kF32;
+        plain.stored_weight = reference::stored(plain.weight, DType::kF32);
+        const std::vector<uint32_t> expected = reference::bits(run(*backend, plain));
+        ASSERT_EQ(reference::bits(run(*backend, quantized)), expected) << dtype_name(type) << " " << rows << " x " << inputs;
+        plain.weight[5] = std::nextafter(plain.weight[5], 1.0f);
+        plain.stored_weight = reference::stored(plain.weight, DType::kF32);
+        ASSERT_NE(reference::bits(run(*backend, plain)), expected) << "the control";
+      }
+    }
+  }
+}
+
 TEST(Gemm, ARowHasTheSameBitsInEveryBatch) {
-  for (const DType type : kTypes) {
+  for (const DType type : kAllTypes) {
     const Problem problem(512, 144, 300, type, true);
     const HostWeight part = problem.host_weight();
     const auto backend = make_cpu_backend({.threads = 2});
@@ -161,11 +187,28 @@ TEST(LoadWeight, TakesTheBytesOfItsTypeRoundedUpToAPanel) {
   EXPECT_EQ(backend->load_weight({&part, 1})->bytes(), 576u * 96u * 2u);
 }
 
+TEST(LoadWeight, QuantizedTakesItsScalesToo) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  std::vector<float> values;
+  const std::vector<std::byte> int8 = reference::random_quantized_rows(64, 96, DType::kI8, 1, 1.0f, &values);
+  const HostWeight int8_part{int8.data(), DType::kI8, 64, 96};
+  EXPECT_EQ(backend->load_weight({&int8_part, 1})->bytes(), 64u * (96 + 3 * 2));
+  const std::vector<std::byte> int4 = reference::random_quantized_rows(64, 96, DType::kI4, 1, 1.0f, &values);
+  const HostWeight int4_part{int4.data(), DType::kI4, 64, 96};
+  EXPECT_EQ(backend->load_weight({&int4_part, 1})->bytes(), 64u * (96 / 2 + 3 * 2));
+}
+
 TEST(Embedding, GathersRowsOfThePackedTable) {
   const auto backend = make_cpu_backend({.threads = 2});
-  for (const DType type : kTypes) {
-    const std::vector<float> table = reference::random_floats(70 * 48, 8, 1.0f, type);
-    const std::vector<std::byte> bytes = reference::stored(table, type);
+  for (const DType type : kAllTypes) {
+    std::vector<float> table;
+    std::vector<std::byte> bytes;
+    if (is_quantized(type)) {
+      bytes = reference::random_quantized_rows(70, 48, type, 8, 0.01f, &table);
+    } else {
+      table = reference::random_floats(70 * 48, 8, 1.0f, type);
+      bytes = reference::stored(table, type);
+    }
     const HostWeight part{bytes.data(), type, 70, 48};
     const auto weight = backend->load_weight({&part, 1});
     const std::vector<int32_t> tokens = {69, 0, 31, 32, 33, 69};

@@ -27,7 +27,8 @@ inline float round_to(DType type, float value) {
     case DType::kF16:
       return f16_to_f32(f32_to_f16(value));
     case DType::kI8:
-      break;  // rounds rows, not elements
+    case DType::kI4:
+      break;  // round rows, not elements
   }
   return value;
 }
@@ -79,6 +80,30 @@ inline float load_stored(const std::byte* from, DType type) {
   uint16_t half;
   std::memcpy(&half, from, 2);
   return type == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+// Rows [rows, cols] of int8 or int4 weights with random scales and elements, as checkpoints store them, written here from the
+// format's description; `values` becomes what they stand for.
+inline std::vector<std::byte> random_quantized_rows(int64_t rows, int64_t cols, DType type, uint64_t seed, float scale,
+                                                    std::vector<float>* values) {
+  std::mt19937_64 random(seed);
+  std::vector<std::byte> bytes;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t first = 0; first < cols; first += 32) {
+      const uint16_t half = f32_to_f16(scale * (0.5f + static_cast<float>(random() % 1024) / 1024.0f));
+      bytes.push_back(static_cast<std::byte>(half & 0xFF));
+      bytes.push_back(static_cast<std::byte>(half >> 8));
+      int quants[32];
+      for (int& q : quants) q = type == DType::kI8 ? static_cast<int>(random() % 255) - 127 : static_cast<int>(random() % 16) - 8;
+      for (int i = 0; i < (type == DType::kI8 ? 32 : 16); ++i) {
+        bytes.push_back(static_cast<std::byte>(type == DType::kI8 ? quants[i] : (quants[i] + 8) | (quants[i + 16] + 8) << 4));
+      }
+      for (int64_t i = 0; i < std::min<int64_t>(32, cols - first); ++i) {
+        values->push_back(f16_to_f32(half) * static_cast<float>(quants[i]));
+      }
+    }
+  }
+  return bytes;
 }
 
 // Contents as bits, so that comparing them tells -0 from 0 and NaN equals itself.

@@ -46,6 +46,7 @@ struct Variant {
   const char* name;
   DType kv;
   int32_t window_tokens;
+  DType weights = DType::kBF16;
 };
 
 ModelConfig tiny_config(int32_t window_tokens) {
@@ -72,9 +73,9 @@ struct Model {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Transformer> transformer;
 
-  Model(int threads, int32_t window_tokens) : backend(make_cpu_backend({.threads = threads})) {
+  Model(int threads, int32_t window_tokens, DType weights) : backend(make_cpu_backend({.threads = threads})) {
     const ModelConfig config = tiny_config(window_tokens);
-    transformer = std::make_unique<Transformer>(config, random_weights(config, DType::kBF16, 7, *backend), *backend,
+    transformer = std::make_unique<Transformer>(config, random_weights(config, weights, 7, *backend), *backend,
                                                 TransformerOptions{.step_tokens_max = kStepTokensMax,
                                                                    .logits_rows_max = kLogitsRows,
                                                                    .served_context_tokens = kContextTokens});
@@ -244,7 +245,7 @@ class BitExact : public ::testing::TestWithParam<Variant> {
   void SetUp() override {
     std::mt19937_64 random(11);
     jobs_ = make_jobs(random);
-    for (int threads : {1, 2}) models_.push_back(std::make_unique<Model>(threads, GetParam().window_tokens));
+    for (int threads : {1, 2}) models_.push_back(std::make_unique<Model>(threads, GetParam().window_tokens, GetParam().weights));
     for (const Job& job : jobs_) references_.push_back(reference_of(job));
   }
 
@@ -314,7 +315,7 @@ int64_t from_environment(const char* name, int64_t otherwise) {
 }
 
 TEST_P(BitExact, RandomSchedulesChangeNoBit) {
-  const int64_t schedules = from_environment("HEADROOM_SCHEDULES", 2000) / 5;
+  const int64_t schedules = from_environment("HEADROOM_SCHEDULES", 2000) / 7;
   const auto first_seed = static_cast<uint64_t>(from_environment("HEADROOM_SEED", 1));
   Outcome total;
   for (int64_t i = 0; i < schedules; ++i) {
@@ -356,7 +357,9 @@ TEST_P(BitExact, SabotageIsSeen) {
 INSTANTIATE_TEST_SUITE_P(Kv, BitExact,
                          ::testing::Values(Variant{"bf16", DType::kBF16, 0}, Variant{"fp16", DType::kF16, 0},
                                            Variant{"fp32", DType::kF32, 0}, Variant{"bf16_window", DType::kBF16, 40},
-                                           Variant{"int8", DType::kI8, 0}),
+                                           Variant{"int8", DType::kI8, 0},
+                                           Variant{"bf16_int8_weights", DType::kBF16, 0, DType::kI8},
+                                           Variant{"int8_int4_weights", DType::kI8, 0, DType::kI4}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

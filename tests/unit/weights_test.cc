@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine/model/block_type.h"
+#include "kernels/quantize.h"
 #include "tests/unit/checkpoint_writer.h"
 
 namespace headroom {
@@ -31,7 +33,7 @@ class RecordedWeight : public Weight {
   explicit RecordedWeight(std::span<const HostWeight> parts) : cols_(parts.front().cols) {
     for (const HostWeight& part : parts) {
       rows_ += part.rows;
-      const auto part_bytes = static_cast<size_t>(part.rows * part.cols) * dtype_bytes(part.dtype);
+      const size_t part_bytes = static_cast<size_t>(part.rows) * weight_row_bytes(part.dtype, part.cols);
       stored.append(reinterpret_cast<const char*>(part.data), part_bytes);
       types.push_back(part.dtype);
     }
@@ -230,6 +232,49 @@ TEST_F(WeightsTest, KeepsStoredTypesAndWidensVectors) {
   EXPECT_THAT(weights->layers[0].attention_norm.view(), ::testing::Each(-2.5f));
 }
 
+// Elements of a matrix as loaded, read back from the bytes that the backend got.
+std::vector<float> elements(const std::unique_ptr<Weight>& weight, DType type) {
+  const auto& recorded = dynamic_cast<const RecordedWeight&>(*weight);
+  std::vector<float> result;
+  const size_t row_bytes = weight_row_bytes(type, recorded.cols());
+  for (int64_t r = 0; r < recorded.rows(); ++r) {
+    const auto* row = reinterpret_cast<const std::byte*>(recorded.stored.data()) + static_cast<size_t>(r) * row_bytes;
+    for (int64_t k = 0; k < recorded.cols(); ++k) {
+      uint16_t half = 0;
+      std::memcpy(&half, row + 2 * k % static_cast<int64_t>(row_bytes), 2);
+      result.push_back(is_quantized(type) ? quantized_row_element(row, type, k) : type == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half));
+    }
+  }
+  return result;
+}
+
+TEST_F(WeightsTest, ConvertsToTheTypeAskedFor) {
+  const auto tensors = split_tensors("model.");
+  const TestDirectory dir;
+  write_file(dir / "model.safetensors", safetensors_bytes(tensors));
+  const auto plain = load(tensors, llama_);
+  std::vector<float> original(32 * 16);
+  std::memcpy(original.data(), stored(plain->layers[0].qkv).data(), original.size() * sizeof(float));
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kI8, DType::kI4}) {
+    const WeightTypes types = WeightTypes::of(type);
+    const auto weights = load_weights(dir.path(), llama_, backend_, {}, types);
+    EXPECT_THAT(dynamic_cast<RecordedWeight&>(*weights->layers[0].down).types, ElementsAre(type));
+    EXPECT_THAT(dynamic_cast<RecordedWeight&>(*weights->layers[0].qkv).types, ElementsAre(type, type, type));
+    const DType of_embedding = type == DType::kI4 ? DType::kI8 : type;
+    EXPECT_THAT(dynamic_cast<RecordedWeight&>(*weights->embedding).types, ElementsAre(of_embedding));
+    EXPECT_THAT(dynamic_cast<RecordedWeight&>(*weights->lm_head).types, ElementsAre(of_embedding));
+    EXPECT_EQ(predicted_weight_bytes(*open_safetensors(dir.path()), llama_, types), weights->bytes);
+    const std::vector<float> converted = elements(weights->layers[0].qkv, type);
+    // A share of the largest of a row: half a step of 8 and 11 bits, of 127 and, cut at the ends, of about 8.
+    const float bound = type == DType::kBF16 ? 1.0f / 256 : type == DType::kF16 ? 1.0f / 2048 : type == DType::kI8 ? 0.6f / 127 : 0.15f;
+    for (size_t row = 0; row < converted.size(); row += 16) {
+      float largest = 0.0f;
+      for (size_t i = row; i < row + 16; ++i) largest = std::max(largest, std::abs(original[i]));
+      for (size_t i = row; i < row + 16; ++i) ASSERT_LE(std::abs(converted[i] - original[i]), bound * largest) << dtype_name(type);
+    }
+  }
+}
+
 TEST_F(WeightsTest, IgnoresAnglesAndReportsProgress) {
   auto tensors = split_tensors("model.");
   tensors.push_back(f32("model.layers.0.self_attn.rotary_emb.inv_freq", {4}));
@@ -333,6 +378,7 @@ TEST_F(WeightsTest, RandomWeightsAreSeededFiniteAndOfUnitGain) {
   EXPECT_NEAR(squares / 32.0, 1.0, 0.15);  // [32, 16]: each row of 16 has a norm near 1
   EXPECT_EQ(a->layers[0].qkv_bias.view().size(), 32u);
   EXPECT_EQ(random_weights(config, DType::kBF16, 1, backend_)->embedding->bytes(), 5u * 16u * 2u);
+  EXPECT_EQ(random_weights(config, DType::kI4, 1, backend_)->layers[0].qkv->bytes(), 32u * 18u);
 }
 
 }  // namespace

@@ -1,0 +1,60 @@
+#include "engine/model/checked_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace headroom {
+namespace {
+
+[[noreturn]] void fail_errno(const std::filesystem::path& path, const char* verb) {
+  const int error = errno;
+  throw std::runtime_error(path.string() + ": cannot " + verb + ": " + std::strerror(error));
+}
+
+}  // namespace
+
+CheckedFile::CheckedFile(const std::filesystem::path& path)
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  if (fd_ < 0) fail_errno(path, "open");
+  struct stat status {};
+  const bool has_status = ::fstat(fd_, &status) == 0;
+  if (!has_status || !S_ISREG(status.st_mode)) {
+    const int error = errno;
+    ::close(std::exchange(fd_, -1));
+    errno = error;
+    if (!has_status) fail_errno(path, "stat");
+    throw std::runtime_error(path.string() + ": not a regular file");
+  }
+  bytes_ = static_cast<uint64_t>(status.st_size);
+}
+
+CheckedFile::CheckedFile(CheckedFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), bytes_(other.bytes_) {}
+
+CheckedFile::~CheckedFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void CheckedFile::read(uint64_t offset, void* destination, uint64_t count) const {
+  constexpr uint64_t kChunkBytesMax = 64 << 20;
+  auto* out = static_cast<char*>(destination);
+  while (count > 0) {
+    const ssize_t got = ::pread(fd_, out, std::min(count, kChunkBytesMax), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_errno(path_, "read");
+    if (got == 0) throw std::runtime_error(path_.string() + ": the file was truncated while it was being read");
+    out += got;
+    offset += static_cast<uint64_t>(got);
+    count -= static_cast<uint64_t>(got);
+  }
+}
+
+}  // namespace headroom
