@@ -75,14 +75,14 @@ INSTANTIATE_TEST_SUITE_P(Families, GgufModel,
                          [](const auto& test) { return std::string(test.param); });
 
 // Angles come from divisors that were rounded to fp32, or with a factor that was: the last bits of the logits differ.
-TEST(GgufModel, StoredRopeFactorsAreWithinTheirRounding) {
+TEST(GgufModelFile, StoredRopeFactorsAreWithinTheirRounding) {
   for (const char* name : {"llama31_rope", "phi3_longrope_partial"}) {
     EXPECT_LT(largest_difference(logits_of_gguf(name), logits_of_safetensors(name)), 1e-4f) << name;
   }
 }
 
 // The format has no list of layers without RoPE, but the interval of the published model; this checkpoint has a list of its own.
-TEST(GgufModel, SmolLm3IsPermutedAsLlamaIs) {
+TEST(GgufModelFile, SmolLm3IsPermutedAsLlamaIs) {
   const ModelConfig published = config_of_gguf(GgufFile(kGoldens / "gguf/smollm3_nope.gguf"));
   EXPECT_EQ(published.layer_has_rope, (std::vector<bool>{true, true, true}));
   ModelConfig config = published;
@@ -90,7 +90,7 @@ TEST(GgufModel, SmolLm3IsPermutedAsLlamaIs) {
   EXPECT_EQ(largest_difference(logits_of_gguf("smollm3_nope", &config), logits_of_safetensors("smollm3_nope")), 0.0f);
 }
 
-TEST(GgufModel, ConfigIsThatOfTheCheckpoint) {
+TEST(GgufModelFile, ConfigIsThatOfTheCheckpoint) {
   for (const char* name : {"llama3_gqa", "mistral_window", "qwen2_group7", "qwen3_fp16", "phi3_longrope_partial"}) {
     const ModelConfig gguf = config_of_gguf(GgufFile(kGoldens / "gguf" / (std::string(name) + ".gguf")));
     const ModelConfig original = ModelConfig::load(kGoldens / "models" / name);
@@ -165,7 +165,7 @@ TEST_P(GgufTokenizer, GivesTheIdsOfTheReference) {
 INSTANTIATE_TEST_SUITE_P(Styles, GgufTokenizer, ::testing::Values("gpt2", "llama3", "qwen2", "smollm2", "tekken", "llama2"),
                          [](const auto& test) { return std::string(test.param); });
 
-TEST(GgufTokenizer, RefusesByName) {
+TEST(GgufVocabulary, RefusesByName) {
   const GgufFile file(kGoldens / "gguf/gpt2.vocabulary.gguf");
   const auto error_with = [&](const char* key, const nlohmann::json& value) -> std::string {
     nlohmann::json metadata = file.metadata();
