@@ -54,6 +54,12 @@ def tests(binary, model):
         with_file("config.json", lambda content: content[:50], "config.json")
         with_file("config.json", lambda content: None, "config.json")
         with_file("config.json", architecture, "Gemma3ForCausalLM")
+        for method in ("awq", "gptq", "compressed-tensors"):
+            with_file("config.json", lambda content, method=method: json.dumps(
+                {**json.loads(content), "quantization_config": {"quant_method": method}}).encode(), f"quantization_config ({method})")
+        vocabulary = os.path.join(ROOT, "tests/golden/gguf/gpt2.vocabulary.gguf")
+        failed_start("--model", vocabulary, "--port", "0", wanted="gpt2.vocabulary.gguf: llama.embedding_length is missing")
+        failed_start("--model", "/nowhere.gguf", "--port", "0", wanted="/nowhere.gguf: cannot open")
         with_file("tokenizer.json", lambda content: b"{}", "tokenizer.json")
         with_file("tokenizer.json", lambda content: content[:1000], "tokenizer.json")
         with_file("model.safetensors", lambda content: content[:1000], "safetensors")

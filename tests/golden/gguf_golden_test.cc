@@ -17,6 +17,7 @@
 #include "engine/model/gguf_model.h"
 #include "engine/model/transformer.h"
 #include "engine/tokenizer/gguf_vocabulary.h"
+#include "kernels/quantize.h"
 
 namespace headroom {
 namespace {
@@ -118,10 +119,31 @@ TEST(GgufQuantized, KTypesAreTheirValuesInFp32AndNearThemInInt8) {
   const std::vector<float> values = logits_of_gguf("k.values");
   EXPECT_EQ(largest_difference(logits_of_gguf("k.quantized", nullptr, WeightTypes::of(DType::kF32)), values), 0.0f);
   const float difference = largest_difference(logits_of_gguf("k.quantized"), values);
-  float largest = 0.0f;
-  for (const float value : values) largest = std::max(largest, std::abs(value));
+  const float difference_of_int4 = largest_difference(logits_of_gguf("k.quantized", nullptr, WeightTypes::of(DType::kI4)), values);
   EXPECT_GT(difference, 0.0f);
-  EXPECT_LT(difference, 0.02f * largest);
+  EXPECT_LT(difference, 0.2f * difference_of_int4);  // 254 steps to the range of a group, not 16
+}
+
+// Each weight is within half a step of its group of 32, and of what fp16 may round off its scale.
+TEST(GgufQuantized, KTypesAreRoundedToTheNearestInt8) {
+  const GgufFile values(kGoldens / "gguf/k.values.gguf"), blocks(kGoldens / "gguf/k.quantized.gguf");
+  for (const char* name : {"blk.0.attn_q.weight", "token_embd.weight"}) {
+    const TensorInfo& tensor = *blocks.find(name);
+    const int64_t rows = tensor.dims[0], cols = tensor.dims[1];
+    std::vector<std::byte> stored(tensor.bytes()), int8(static_cast<size_t>(rows) * weight_row_bytes(DType::kI8, cols));
+    blocks.read(tensor, stored.data());
+    convert_rows(*find_block_type(tensor.type), DType::kI8, stored.data(), rows, cols, int8.data());
+    std::vector<float> expected(static_cast<size_t>(rows * cols));
+    values.read(*values.find(name), reinterpret_cast<std::byte*>(expected.data()));
+    for (int64_t first = 0; first < rows * cols; first += kQuantGroup) {
+      float largest = 0.0f;
+      for (int64_t i = first; i < first + kQuantGroup; ++i) largest = std::max(largest, std::abs(expected[static_cast<size_t>(i)]));
+      for (int64_t i = first; i < first + kQuantGroup; ++i) {
+        const float value = quantized_row_element(int8.data(), DType::kI8, i);  // whole groups: rows follow each other
+        ASSERT_LE(std::abs(value - expected[static_cast<size_t>(i)]), largest / 127 * (0.501f + 127.0f / 2048)) << name << " " << i;
+      }
+    }
+  }
 }
 
 TEST(GgufQuantized, KTypesDecodeToTheValuesOfThePackage) {
