@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/check.h"
 #include "kernels/quantize.h"
 
 namespace headroom {
@@ -24,7 +25,10 @@ void write_kv_row(const KvLayer& layer, std::byte* page, int64_t row, std::span<
     case DType::kI8: {
       const float scale = quantize_int8(values.data(), layer.head_dim, reinterpret_cast<int8_t*>(at));
       std::memcpy(page + layer.scales_offset() + static_cast<size_t>(row) * sizeof scale, &scale, sizeof scale);
+      return;
     }
+    case DType::kI4:
+      CHECK(false) << "a type of weights";
   }
 }
 
@@ -39,6 +43,8 @@ float kv_element(const KvLayer& layer, const std::byte* page, int64_t row, int64
       return f16_to_f32(*reinterpret_cast<const uint16_t*>(at));
     case DType::kI8:
       return *reinterpret_cast<const int8_t*>(at) * reinterpret_cast<const float*>(page + layer.scales_offset())[row];
+    case DType::kI4:
+      CHECK(false) << "a type of weights";
   }
   return 0.0f;
 }
