@@ -4,7 +4,7 @@
     tests/load/sweep.py mha=http://127.0.0.1:8001 gqa=http://127.0.0.1:8002 mqa=http://127.0.0.1:8003 \\
         --contexts 1024,2048,4096,8192,16384,32768 --concurrency 1 --saturate 4096 --json sweep.json --plot sweep.svg
     tests/load/sweep.py … --plot sweep.svg --from sweep.json     draws what was recorded
-    tests/load/sweep.py … --forever                              for a dashboard to look at
+    tests/load/sweep.py … --forever                              all servers at the same time, for a dashboard to look at
 
 A cell is `concurrency` requests at once, each with a prompt of its own (random tokens: nothing is shared) of context − tokens, which then
 generate `tokens`. With --repeat it is asked for again: the prompts are then found in the prefix cache, and the shortest time of a token counts. The time of a token is their mean while all of them decode (nothing, where they never do: take more tokens). A request that a server refuses because it cannot ever fit is a
@@ -15,6 +15,7 @@ Needs aiohttp and tqdm; --plot needs matplotlib.
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import statistics
@@ -151,10 +152,20 @@ async def describe(server):
     return {key: found[name] for key, name in STATIC.items()}
 
 
+async def drive(server, options):
+    """Again and again, with prompts that the server has not seen, through its restarts."""
+    for seed in itertools.count(options.seed):
+        try:
+            await sweep([server], argparse.Namespace(**{**vars(options), "seed": seed}))
+        except (aiohttp.ClientError, RuntimeError) as error:
+            print(f"sweep: {server.name}: {error}", file=sys.stderr, flush=True)
+            await asyncio.sleep(2)
+
+
 async def sweep(servers, options):
     record = {"servers": {s.name: await describe(s) for s in servers}, "cells": [], "saturation": []}
     cells = [(s, context, n, r) for context in options.contexts for n in options.concurrency for r in range(options.repeat) for s in servers]
-    with tqdm.tqdm(cells, unit="cell", disable=None) as bar:
+    with tqdm.tqdm(cells, unit="cell", disable=options.forever or None) as bar:
         for server, context, concurrency, repetition in bar:
             bar.set_description(f"{server.name} {context} × {concurrency}")
             record["cells"].append(await run_cell(server, context, concurrency, min(options.tokens, context // 2), repetition, options.seed))
@@ -277,12 +288,8 @@ async def main():
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=1 << 20) as session:
             servers = [Server(session, *text.split("=", 1)) for text in options.servers]
-            while options.forever:
-                try:
-                    await sweep(servers, options)
-                except (aiohttp.ClientError, RuntimeError) as error:  # a server that starts again
-                    print(f"sweep: {error}", file=sys.stderr, flush=True)
-                    await asyncio.sleep(2)
+            if options.forever:
+                await asyncio.gather(*(drive(server, options) for server in servers))
             record = await sweep(servers, options)
     print_tables(record)
     if options.json:
