@@ -144,7 +144,10 @@ void Engine::settle(const StepPlan& plan) {
     for (int32_t s = 0; s < scheduled.samples; ++s) {
       const size_t index = static_cast<size_t>(scheduled.sampled_begin + s);
       const bool goes_on = !live.ended && settle_choice(live, scheduled.choice + s, draws_[index]);
-      sampled_.push_back({.sequence = plan.sampled[index], .token = draws_[index].token.value_or(0), .finished = !goes_on});
+      sampled_.push_back({.sequence = plan.sampled[index],
+                          .token = draws_[index].token.value_or(0),
+                          .finished = !goes_on,
+                          .invalid = !draws_[index].token});
     }
   }
 }

@@ -483,11 +483,21 @@ void Scheduler::fork(Sequence& leader) {
 void Scheduler::append(Sequence& sequence, const SampledToken& sampled) {
   sequence.tokens.push_back(sampled.token);
   if (sampled.finished) {
+    if (sampled.invalid) forget_pages(sequence);
     end_sequence(sequence);
     return;
   }
+  CHECK(!sampled.invalid) << "a sequence must finish with an invalid token";
   CHECK_LT(static_cast<int32_t>(sequence.tokens.size()), sequence.tokens_max)
       << "a sequence must finish with its last token";
+}
+
+// All of them, whoever computed them: any may be the one that holds what is no number.
+void Scheduler::forget_pages(const Sequence& sequence) {
+  if (!prefix_cache_) return;
+  for (const PageId page : sequence.pages) {
+    if (page != kNoPage) prefix_cache_->forget(page);
+  }
 }
 
 void Scheduler::rebuild_running() {

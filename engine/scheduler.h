@@ -98,6 +98,7 @@ struct SampledToken {
   SequenceId sequence{};
   TokenId token = 0;
   bool finished = false;  // it is the sequence's last
+  bool invalid = false;   // its logits were no numbers: no other sequence may find what it computed. REQUIRES finished
 };
 
 struct SchedulerStats {
@@ -193,6 +194,7 @@ class Scheduler {
   void drop_below_window(Sequence& sequence);
   void fork(Sequence& leader);
   void append(Sequence& sequence, const SampledToken& sampled);
+  void forget_pages(const Sequence& sequence);
   void rebuild_running();
 
   // The only ways in which a sequence gains and loses pages.

@@ -88,6 +88,12 @@ void PageAllocator::set_cacheable(PageId page) {
   r.cacheable = 1;
 }
 
+void PageAllocator::clear_cacheable(PageId page) {
+  Record& r = record(page);
+  CHECK_GT(r.references, 0);
+  r.cacheable = 0;
+}
+
 void PageAllocator::record_written(PageId page, int32_t tokens) {
   Record& r = record(page);
   CHECK_GT(r.references, 0);

@@ -57,6 +57,9 @@ class PageAllocator {
   // From now on the page is worth keeping when nobody holds it, until it is evicted. REQUIRES a live page.
   void set_cacheable(PageId page);
 
+  // It is not worth keeping after all: nobody can find it any more. REQUIRES a live page.
+  void clear_cacheable(PageId page);
+
   // Counts `tokens` more slots of a live page as written, for the accounting of written against allocated room.
   void record_written(PageId page, int32_t tokens);
 

@@ -73,7 +73,15 @@ PageId PrefixCache::publish(PageId page, std::span<const TokenId> tokens, ChainE
   return page;
 }
 
-void PrefixCache::page_evicted(PageId page) {
+void PrefixCache::page_evicted(PageId page) { unpublish(page); }
+
+void PrefixCache::forget(PageId page) {
+  if (!is_published(page)) return;
+  unpublish(page);
+  allocator_.clear_cacheable(page);
+}
+
+void PrefixCache::unpublish(PageId page) {
   Entry& entry = entries_[static_cast<size_t>(index_of(page))];
   CHECK_GT(entry.serial, 0);
   int32_t* link = &buckets_[bucket_of(entry.hash)];

@@ -60,6 +60,10 @@ class PrefixCache final : public PageAllocator::EvictionListener {
   // been broken by an eviction. REQUIRES page_tokens tokens.
   PageId publish(PageId page, std::span<const TokenId> tokens, ChainEnd& end);
 
+  // The page, which is live, cannot be found from now on, nor what was published behind it. Holders keep it. Nothing
+  // happens if it is not published.
+  void forget(PageId page);
+
   bool is_published(PageId page) const { return entries_[static_cast<size_t>(index_of(page))].serial != 0; }
   int64_t published_pages() const { return published_; }
 
@@ -82,6 +86,7 @@ class PrefixCache final : public PageAllocator::EvictionListener {
   bool holds(int32_t page, const Hash128& hash, const ChainEnd& end, std::span<const TokenId> tokens) const;
   void advance(ChainEnd& end, int32_t page) const;
   bool is_broken(const ChainEnd& end) const;
+  void unpublish(PageId page);
   size_t bucket_of(const Hash128& hash) const { return static_cast<size_t>(hash.low) & (buckets_.size() - 1); }
   std::span<TokenId> tokens_of(int32_t page) const;
 

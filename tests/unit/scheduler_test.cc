@@ -247,6 +247,27 @@ TEST(Scheduler, TakesNoPrefixAcrossSaltsNorForAllLogits) {
   EXPECT_EQ(scheduler.stats().prefix_hit_tokens_total, 0);
 }
 
+TEST(Scheduler, ForgetsWhatAnInvalidSequenceComputed) {
+  Scheduler scheduler(options_of(20));
+  scheduler.submit(request_of(1, counting(8)));
+  step(scheduler);
+  scheduler.submit(request_of(2, counting(13)));  // takes both pages of the first, and publishes one more
+  step(scheduler);
+  const StepPlan& plan = scheduler.plan();
+  ASSERT_EQ(plan.sampled.size(), 2u);
+  scheduler.commit(plan,
+                   std::vector<SampledToken>{{plan.sampled[0], 7, false, false}, {plan.sampled[1], 0, true, true}});
+  scheduler.check_conserved();
+  EXPECT_EQ(scheduler.prefix_cache()->published_pages(), 0);
+  const int64_t hits = scheduler.stats().prefix_hit_tokens_total;
+  scheduler.submit(request_of(3, counting(13)));
+  EXPECT_EQ(shape(scheduler.plan()).back(), "3.0:0+13");
+  EXPECT_EQ(scheduler.stats().prefix_hit_tokens_total, hits);
+  commit(scheduler, scheduler.current_plan());
+  for (int i = 0; i < 8; ++i) step(scheduler);  // the first goes on with the pages that it still holds
+  scheduler.check_conserved();
+}
+
 TEST(Scheduler, ForksAfterThePromptAndCopiesTheSharedPageOnWrite) {
   Scheduler scheduler(options_of(20));
   scheduler.submit(request_of(1, counting(6), 10, 3));
