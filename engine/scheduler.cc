@@ -492,11 +492,16 @@ void Scheduler::append(Sequence& sequence, const SampledToken& sampled) {
       << "a sequence must finish with its last token";
 }
 
-// All of them, whoever computed them: any may be the one that holds what is no number.
+// All that is found by its tokens, whoever computed it: any page may be the one that holds what is no number, even one
+// that the sequence has read and a window has dropped. What lies behind a forgotten page is not found either.
 void Scheduler::forget_pages(const Sequence& sequence) {
   if (!prefix_cache_) return;
-  for (const PageId page : sequence.pages) {
-    if (page != kNoPage) prefix_cache_->forget(page);
+  PrefixCache::ChainEnd chain = prefix_cache_->root(sequence.request->cache_salt);
+  matched_.clear();
+  prefix_cache_->match_and_pin(sequence.tokens, chain, matched_);
+  for (const PageId page : matched_) {
+    prefix_cache_->forget(page);
+    allocator_.release(page);
   }
 }
 

@@ -3,12 +3,16 @@
 
 mutants.py --list             one line per mutant: its name and the source that it edits, separated by a space
 mutants.py NAME SOURCE_DIR OUT  writes the edited source to OUT
+mutants.py --run BUILD_DIR [SEEDS]  runs each built mutant with SEEDS seeds (5) and prints what caught it and in which
+                              step, the latest last; exit status 1 if one was not caught within 100,000 steps
 
 The build compiles each edited source beside the unedited rest and links it with the simulation, so the product has no
 seam for tests. An edit whose text is no longer in the source exactly once stops the build: bring it up to date.
 """
 
 import pathlib
+import re
+import subprocess
 import sys
 
 ALLOCATOR = "engine/kv/page_allocator.cc"
@@ -85,7 +89,26 @@ MUTANTS = {
     "logits_skipped_by_hit": (SCHEDULER, [  # a request that wants all logits takes a prefix from the cache
         ("  if (request.all_prompt_logits) limit", "  if (request.all_prompt_logits && limit < 0) limit")]),
 
-    # Somebody waits for ever.
+    # Numbers that are no numbers are found by others.
+    "invalid_stays_findable": (SCHEDULER, [("    if (sampled.invalid) forget_pages(sequence);\n", "")]),
+    "only_held_pages_of_invalid_forgotten": (SCHEDULER, [  # and not what a window has dropped
+        ("    prefix_cache_->forget(page);\n",
+         "    if (std::ranges::find(sequence.pages, page) != sequence.pages.end()) prefix_cache_->forget(page);\n")]),
+    "forgotten_page_stays_cacheable": (CACHE, [("  allocator_.clear_cacheable(page);\n", "")]),
+
+    # A step fails.
+    "abandoned_step_keeps_pages": (SCHEDULER, [("  while (!running_.empty()) preempt_youngest();\n", "")]),
+    "abandoned_step_counts": (SCHEDULER, [
+        ("  plan_open_ = false;\n  while (!running_.empty())",
+         "  plan_open_ = false;\n"
+         "  for (size_t i = 0; i < planned_.size(); ++i) advance(*planned_[i], plan_.sequences[i]);\n"
+         "  while (!running_.empty())")]),
+
+    # Somebody waits for ever, or takes more than is his.
+    "step_budget_ignores_decode": (SCHEDULER, [("single_budget - singles, 0", "single_budget - 0 * singles, 0")]),
+    "slots_of_forks_not_kept": (SCHEDULER, [  # more sequences run than may
+        ("running_slots_ + sequence.slots > options_.running_sequences_max",
+         "running_slots_ + 1 > options_.running_sequences_max")]),
     "oldest_preempted": (SCHEDULER, [
         ("    if (index + 1 == running_.size()) return false;\n    preempt_youngest();\n",
          "    if (index + 1 == running_.size()) return false;\n"
@@ -105,7 +128,32 @@ MUTANTS = {
 }
 
 
+def run(build: pathlib.Path, seeds: int) -> int:
+    worst = []
+    for name in MUTANTS:
+        for seed in range(1, seeds + 1):
+            done = subprocess.run([build / "tests/sim" / f"mutant_{name}", "--steps", "100000", "--seed", str(seed), "--expect-violation"],
+                                  capture_output=True, text=True)
+            caught = re.search(r"violation at step (\d+) \(episode seed \d+\): (.*)", done.stderr)
+            step = int(caught.group(1)) if done.returncode == 0 and caught else None
+            how = caught.group(2) if caught else "NOT CAUGHT"
+            if how.startswith("a CHECK"):
+                how = "CHECK of the scheduler: " + done.stderr.split("\n")[0].split(": ", 1)[-1]
+            worst.append((step is None, step or 0, name, seed, how))
+    latest = {}
+    for entry in sorted(worst):
+        latest[entry[2]] = entry
+    for _, step, name, seed, how in sorted(latest.values()):
+        print(f"{step:>7}  {name} (seed {seed}): {how}")
+    lost = sum(entry[0] for entry in worst)
+    print(f"{len(MUTANTS)} mutants, {seeds} seeds each: {len(worst) - lost} of {len(worst)} caught, "
+          f"the latest in step {max(entry[1] for entry in worst)}")
+    return 1 if lost else 0
+
+
 def main() -> int:
+    if sys.argv[1:2] == ["--run"]:
+        return run(pathlib.Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 5)
     if sys.argv[1:] == ["--list"]:
         print("\n".join(f"{name} {source}" for name, (source, _) in MUTANTS.items()))
         return 0

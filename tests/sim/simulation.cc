@@ -6,35 +6,22 @@
 
 namespace headroom::sim {
 
-void Coverage::add(const Coverage& other) {
-  steps += other.steps;
-  accepted += other.accepted;
-  refused_for_ever += other.refused_for_ever;
-  refused_full += other.refused_full;
-  finished_choices += other.finished_choices;
-  cancelled += other.cancelled;
-  preempted += other.preempted;
-  abandoned += other.abandoned;
-  forks += other.forks;
-  copies += other.copies;
-  hit_tokens += other.hit_tokens;
-  recomputed_tokens += other.recomputed_tokens;
-  evictions += other.evictions;
-  window_drops += other.window_drops;
-  slots_verified += other.slots_verified;
-}
-
 Simulation::Simulation(uint64_t seed) : random_(seed) {
   draw_options();
   draw_stems();
   scheduler_.emplace(options_);
+  prefix_cache_ = scheduler_->prefix_cache();
   pool_.emplace(options_.pages_total, options_.page_tokens);
   references_.assign(static_cast<size_t>(options_.pages_total), 0);
   is_poisoned_.assign(static_cast<size_t>(options_.pages_total), 1);
   seen_by_.assign(static_cast<size_t>(options_.pages_total), 0);
+  use_.assign(static_cast<size_t>(options_.pages_total), 0);
+  reported_.assign(static_cast<size_t>(options_.pages_total), -1);
 }
 
 void Simulation::draw_options() {
+  // Rows that are no numbers: most of all with small windows and chunks, where a row is out of sight before it is sampled.
+  const bool spoils = random_.chance(0.25);
   constexpr int32_t kPageTokens[] = {1, 2, 3, 4, 4, 5, 8, 16};
   options_.page_tokens = kPageTokens[random_.below(8)];
   options_.context_tokens_max = random_.between(8, 48);
@@ -42,17 +29,22 @@ void Simulation::draw_options() {
   // From less than one full request to room for many: small pools preempt all the time.
   options_.pages_total =
       std::max(1, random_.between(pages_of_context / 2, pages_of_context * (random_.chance(0.5) ? 2 : 5)));
-  options_.step_tokens_max = random_.chance(0.3) ? random_.between(1, 8) : random_.between(8, 48);
+  options_.step_tokens_max = random_.chance(spoils ? 0.7 : 0.3) ? random_.between(1, 8) : random_.between(8, 48);
   options_.running_sequences_max = random_.between(1, 12);
-  options_.queue_requests_max = random_.between(1, 12);
+  // Overload: more come than can be served, and wait in a long queue.
+  const bool overload = random_.chance(0.2);
+  options_.queue_requests_max = random_.between(1, overload ? 40 : 12);
   options_.queue_tokens_max = random_.chance(0.3) ? random_.between(1, 200) : 1 << 20;
-  options_.window_tokens = random_.chance(0.35) ? random_.between(1, 24) : 0;
-  options_.prefix_cache = random_.chance(0.8);
+  options_.window_tokens = random_.chance(spoils ? 0.6 : 0.3) ? random_.between(1, spoils ? 8 : 24) : 0;
+  options_.prefix_cache = spoils || random_.chance(0.75);
   options_.prefix_cache_key = HashKey{random_.next(), random_.next()};
   options_.page_order_seed = random_.below(2) == 0 ? 0 : random_.next();
-  submit_chance_ = random_.chance(0.5) ? 0.1 : 0.6;
+  submit_chance_ = overload ? 0.9 : random_.chance(0.5) ? 0.1 : 0.6;
+  burst_chance_ = overload ? 0.1 : 0.005;
   cancel_chance_ = random_.chance(0.5) ? 0.005 : 0.06;
-  abandon_chance_ = random_.chance(0.2) ? 0.01 : 0;
+  fault_chance_ = random_.chance(0.2) ? 0.01 : 0;
+  spoil_chance_ = spoils ? 0.03 : 0;
+  drain_chance_ = 0.002;
   choices_max_ = random_.chance(0.5) ? 1 : random_.between(2, 5);
   salts_ = random_.between(1, 3);
   vocabulary_ = random_.between(1, 6);
@@ -70,33 +62,104 @@ void Simulation::draw_stems() {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Time
+
 void Simulation::run(int64_t steps) {
   while (coverage_.steps < steps) {
-    if (random_.chance(submit_chance_)) submit();
+    if (random_.chance(burst_chance_)) {
+      for (int32_t i = random_.between(2, 8); i-- > 0;) submit(true);
+    } else if (random_.chance(submit_chance_)) {
+      submit(false);
+    }
     if (random_.chance(cancel_chance_)) cancel_somebody();
     step();
+    if (random_.chance(drain_chance_)) drain();
   }
-  while (!clients_.empty()) step();
-  step();
-  require(!scheduler_->has_work(), "the scheduler has work left and no clients");
+  drain();
   const SchedulerStats stats = scheduler_->stats();
-  require(stats.pages.live == 0, stats.pages.live, " pages are live in the end");
-  require(stats.pages.total() == options_.pages_total, "pages are lost in the end");
-  require(stats.live_written_tokens == 0, "tokens are counted as written in pages that nobody holds");
-  coverage_.recomputed_tokens += stats.recomputed_tokens_total;
-  coverage_.evictions += stats.evictions_total;
+  coverage_.add(Event::recomputed_token, stats.recomputed_tokens_total);
+  coverage_.add(Event::page_evicted, stats.evictions_total);
+}
+
+void Simulation::step() {
+  ++coverage_.steps;
+  sample_failed_ = false;
+  const StepPlan& plan = scheduler_->plan();
+  observe_plan(plan);
+  observe_tables();
+  check_new_pages(plan);
+  for (const PageCopy& copy : plan.copies) copy_page(copy);
+  for (const PageId page : new_pages_) poison(page);
+  for (const PageId page : unheld_pages_) poison(page);
+  for (const ScheduledSequence& scheduled : plan.sequences) compute(scheduled);
+  // In every step, reference counts and the state of every page were recounted above. The scheduler's own check of its
+  // lists comes less often, as what is wrong in a list stays so; and so does a look at what a commit leaves to a plan.
+  const bool thorough = random_.below(8) == 0;
+  if (thorough) scheduler_->check_conserved();
+
+  step_open_ = true;
+  if (random_.chance(cancel_chance_)) cancel_somebody();
+  step_open_ = false;
+  if (!plan.empty() && !fail_step(plan)) {
+    sample(plan);
+    scheduler_->commit(plan, sampled_);
+    observe_commit(plan);
+  }
+  if (!thorough && !sample_failed_) return;
+  scheduler_->check_conserved();
+  observe_tables();
+  for (const PageId page : unheld_pages_) poison(page);
+}
+
+// True if the device failed in this step, as the engine would hear of it.
+bool Simulation::fail_step(const StepPlan& plan) {
+  if (fault_chance_ == 0 || !random_.chance(fault_chance_)) return false;
+  const RequestId youngest = plan.sequences.back().request;
+  scheduler_->abandon(plan);
+  observe_abandon();
+  switch (random_.below(8)) {
+    case 0:
+      coverage_.add(Event::device_lost);
+      for (const auto& client : clients_) cancel(*client);
+      observe_plan(scheduler_->plan());
+      check_all_back();
+      break;
+    case 1:
+    case 2:
+    case 3:
+      coverage_.add(Event::out_of_memory);
+      cancel(client_of(youngest));
+      break;
+    default:
+      coverage_.add(Event::step_abandoned);
+  }
+  return true;
+}
+
+// Nobody comes any more. Those who are there are served to their end, or cut short when that takes too long.
+void Simulation::drain() {
+  if (!clients_.empty()) {
+    const bool in_haste = random_.chance(0.3);
+    for (int32_t patience = random_.below(60); !clients_.empty() && (!in_haste || patience > 0); --patience) step();
+    coverage_.add(clients_.empty() ? Event::drain_completed : Event::drain_cut_short);
+    for (const auto& client : clients_) cancel(*client);
+  }
+  step();
+  check_all_back();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Clients
 
-std::vector<TokenId> Simulation::draw_prompt() {
+void Simulation::draw_prompt(int32_t salt, std::vector<TokenId>& prompt) {
   // Now and then longer than the context, to be refused.
   const int32_t length =
       random_.chance(0.02) ? options_.context_tokens_max + 1 : random_.between(1, prompt_tokens_max_);
-  std::vector<TokenId> prompt;
   if (!last_answer_.empty() && random_.chance(0.3)) {
     prompt = last_answer_;  // the next turn of a conversation
+    const bool is_long = std::min(last_answer_.size(), static_cast<size_t>(length)) > static_cast<size_t>(options_.page_tokens);
+    if (options_.prefix_cache && is_long && salt != last_answer_salt_) coverage_.add(Event::prefix_of_other_salt);
   } else {
     prompt = stems_[static_cast<size_t>(random_.below(static_cast<int32_t>(stems_.size())))];
     prompt.resize(static_cast<size_t>(random_.between(0, std::min(length, options_.context_tokens_max))));
@@ -105,38 +168,69 @@ std::vector<TokenId> Simulation::draw_prompt() {
   const int32_t tail = random_.chance(0.3) ? 0 : length - static_cast<int32_t>(prompt.size());
   for (int32_t i = 0; i < tail; ++i) prompt.push_back(random_.below(vocabulary_));
   if (prompt.empty()) prompt.push_back(0);
-  return prompt;
 }
 
-void Simulation::submit() {
+void Simulation::Choice::reset() {
+  Choice fresh;
+  fresh.tokens.swap(tokens);
+  fresh.contents.swap(contents);
+  fresh.pages.swap(pages);
+  fresh.held.swap(held);
+  fresh.tokens.clear();
+  fresh.contents.clear();
+  fresh.pages.clear();
+  fresh.held.clear();
+  *this = std::move(fresh);
+}
+
+void Simulation::Client::reset(int32_t choice_count) {
+  Client fresh;
+  fresh.choices.swap(choices);
+  fresh.choices.resize(static_cast<size_t>(choice_count));
+  for (Choice& choice : fresh.choices) choice.reset();
+  fresh.choices_unfinished = choice_count;
+  *this = std::move(fresh);
+}
+
+void Simulation::submit(bool in_burst) {
+  if (spare_.empty()) spare_.push_back(std::make_unique<Client>());
+  Client& client = *spare_.back();
   NewRequest request;
   request.id = RequestId{next_id_};
-  request.prompt = draw_prompt();
+  const int32_t salt = random_.below(salts_);
+  if (salt > 0) request.cache_salt = salt == 1 ? "tenant 1" : "tenant 2";
+  draw_prompt(salt, request.prompt);
   request.choices = random_.between(1, choices_max_);
   const int32_t room = options_.context_tokens_max - static_cast<int32_t>(request.prompt.size());
   request.generated_tokens_max = random_.between(0, std::max(room, 0) + (random_.chance(0.05) ? 1 : 0));
   request.all_prompt_logits = random_.chance(0.1);
-  const int32_t salt = random_.below(salts_);
-  request.cache_salt = salt == 0 ? "" : "tenant " + std::to_string(salt);
 
-  Client client;
+  client.reset(request.choices);
   client.id = request.id;
   client.salt = salt;
   client.prompt_tokens = static_cast<int32_t>(request.prompt.size());
   client.generated_tokens_max = request.generated_tokens_max;
   client.all_prompt_logits = request.all_prompt_logits;
   client.sampler = {random_.below(3) == 0 ? 0 : random_.next(), vocabulary_, end_one_in_};
-  client.choices.resize(static_cast<size_t>(request.choices));
-  for (Choice& choice : client.choices) {
-    for (TokenId token : request.prompt) append(client, choice, token);
-  }
+  client.arrival_step = coverage_.steps;
+  Choice& first = client.choices[0];
+  first.tokens = request.prompt;
   if (!check_admission(client, scheduler_->submit(std::move(request)))) return;
 
   ++next_id_;
-  ++coverage_.accepted;
+  Content content = content_of_root(salt);
+  for (TokenId token : first.tokens) first.contents.push_back(content = content_after(content, token));
+  for (size_t i = 1; i < client.choices.size(); ++i) {
+    client.choices[i].tokens = first.tokens;
+    client.choices[i].contents = first.contents;
+  }
+  coverage_.add(Event::accepted);
+  if (in_burst) coverage_.add(Event::accepted_after_burst);
+  if (client.all_prompt_logits) coverage_.add(Event::scored_prompt);
   steps_owed_ += steps_bound(client);
   client.deadline_step = coverage_.steps + steps_owed_;
-  clients_.emplace(static_cast<int64_t>(client.id), std::move(client));
+  clients_.push_back(std::move(spare_.back()));
+  spare_.pop_back();
 }
 
 // Once a sequence is the oldest, it advances by a token in every step: it is done after this many, whatever happens.
@@ -147,35 +241,37 @@ int64_t Simulation::steps_bound(const Client& client) const {
 bool Simulation::check_admission(const Client& client, const Admission& admission) {
   int64_t queue_requests = 0;
   int64_t queue_tokens = 0;
-  for (const auto& [id, other] : clients_) {
-    if (other.started) continue;
+  for (const auto& other : clients_) {
+    if (other->started) continue;
     ++queue_requests;
-    queue_tokens += other.prompt_tokens;
+    queue_tokens += other->prompt_tokens;
   }
   const bool fits_context = client.prompt_tokens + client.generated_tokens_max <= options_.context_tokens_max;
   const bool fits_running = static_cast<int32_t>(client.choices.size()) <= options_.running_sequences_max;
+  const bool requests_full = queue_requests >= options_.queue_requests_max;
   const bool tokens_full = queue_requests > 0 && queue_tokens + client.prompt_tokens > options_.queue_tokens_max;
-  const bool queue_full = queue_requests >= options_.queue_requests_max || tokens_full;
   switch (admission.status) {
     case AdmissionStatus::accepted:
-      require(fits_context && fits_running && !queue_full, "accepted what should be refused");
+      require(fits_context && fits_running && !requests_full && !tokens_full, "accepted what should be refused");
       require(admission.pages_needed <= options_.pages_total, "accepted more pages than there are");
       return true;
     case AdmissionStatus::exceeds_context:
       require(!fits_context, "refused for its context");
-      break;
+      coverage_.add(Event::refused_context);
+      return false;
     case AdmissionStatus::exceeds_running:
       require(!fits_running, "refused for its choices");
-      break;
+      coverage_.add(Event::refused_running);
+      return false;
     case AdmissionStatus::exceeds_pool:
       require(admission.pages_needed > options_.pages_total, "refused for its pages");
-      break;
+      coverage_.add(Event::refused_pool);
+      return false;
     case AdmissionStatus::queue_full:
-      require(queue_full, "refused by a queue that is not full");
-      ++coverage_.refused_full;
+      require(requests_full || tokens_full, "refused by a queue that is not full");
+      coverage_.add(requests_full ? Event::refused_queue_requests : Event::refused_queue_tokens);
       return false;
   }
-  ++coverage_.refused_for_ever;
   return false;
 }
 
@@ -183,60 +279,61 @@ void Simulation::cancel_somebody() {
   if (next_id_ == 1) return;
   // Anybody of late: some have ended, some were cancelled before.
   const int64_t id = std::max<int64_t>(1, next_id_ - 1 - random_.below(20));
+  Client* client = find_client(id);
+  if (client != nullptr) return cancel(*client);
   scheduler_->cancel(RequestId{id});
-  const auto it = clients_.find(id);
-  if (it != clients_.end()) it->second.cancelled = true;
+  coverage_.add(Event::cancelled_after_end);
 }
 
-void Simulation::append(const Client& client, Choice& choice, TokenId token) {
-  const Content before = choice.contents.empty() ? content_of_root(client.salt) : choice.contents.back();
-  choice.tokens.push_back(token);
-  choice.contents.push_back(content_after(before, token));
+void Simulation::cancel(Client& client) {
+  scheduler_->cancel(client.id);
+  if (client.cancelled) {
+    coverage_.add(Event::cancelled_twice);
+  } else {
+    note_cancelled(client);
+  }
+  client.cancelled = true;
 }
 
-void Simulation::end_client(int64_t id) {
-  const auto it = clients_.find(id);
-  steps_owed_ -= steps_bound(it->second);
-  clients_.erase(it);
+void Simulation::note_cancelled(const Client& client) {
+  if (step_open_) coverage_.add(Event::cancelled_within_step);
+  if (!client.started) return coverage_.add(Event::cancelled_in_queue);
+  if (client.choices.size() > 1) {
+    coverage_.add(client.forked ? Event::cancelled_after_fork : Event::cancelled_before_fork);
+  }
+  const Choice& choice = *std::ranges::find(client.choices, false, &Choice::ended);
+  coverage_.add(!choice.running                           ? Event::cancelled_while_preempted
+                : choice.computed < client.prompt_tokens ? Event::cancelled_in_prefill
+                                                          : Event::cancelled_in_decode);
+}
+
+void Simulation::end_client(const Client& client) {
+  steps_owed_ -= steps_bound(client);
+  const auto place = std::ranges::find_if(clients_, [&client](const auto& one) { return one.get() == &client; });
+  spare_.push_back(std::move(*place));
+  clients_.erase(place);
+}
+
+Simulation::Client* Simulation::find_client(int64_t id) {
+  const auto place = std::ranges::lower_bound(clients_, RequestId{id}, {}, [](const auto& one) { return one->id; });
+  return place != clients_.end() && (*place)->id == RequestId{id} ? place->get() : nullptr;
+}
+
+Simulation::Client& Simulation::client_of(RequestId id) {
+  Client* client = find_client(static_cast<int64_t>(id));
+  require(client != nullptr, "request ", static_cast<int64_t>(id), " has ended and is still served");
+  return *client;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// One step
-
-void Simulation::step() {
-  ++coverage_.steps;
-  const StepPlan& plan = scheduler_->plan();
-  observe_plan(plan);
-  new_pages_.clear();
-  observe_tables();
-  check_new_pages(plan);
-  for (const PageCopy& copy : plan.copies) copy_page(copy);
-  for (const PageId page : new_pages_) poison(page);
-  poison_free_pages();
-  for (const ScheduledSequence& scheduled : plan.sequences) compute(scheduled);
-  scheduler_->check_conserved();
-
-  if (random_.chance(cancel_chance_)) cancel_somebody();
-  if (plan.empty()) return;
-  if (random_.chance(abandon_chance_)) {
-    scheduler_->abandon(plan);
-    observe_abandon();
-  } else {
-    sample(plan);
-    scheduler_->commit(plan, sampled_);
-    observe_commit(plan);
-  }
-  observe_tables();
-  poison_free_pages();
-  scheduler_->check_conserved();
-}
+// The model
 
 void Simulation::copy_page(const PageCopy& copy) {
   require(copy.from != copy.to, "a page is copied onto itself");
   require(scheduler_->pages().references(copy.to) == 1, "a page that others hold is the target of a copy");
   pool_->copy(copy.from, copy.to);
   is_poisoned_[static_cast<size_t>(index_of(copy.to))] = 0;
-  ++coverage_.copies;
+  coverage_.add(Event::copy_on_write);
 }
 
 void Simulation::poison(PageId page) {
@@ -244,62 +341,88 @@ void Simulation::poison(PageId page) {
   is_poisoned_[static_cast<size_t>(index_of(page))] = 1;
 }
 
-void Simulation::poison_free_pages() {
-  for (int32_t i = 0; i < static_cast<int32_t>(references_.size()); ++i) {
-    const PageId page{i};
-    if (references_[static_cast<size_t>(i)] > 0 || is_poisoned_[static_cast<size_t>(i)] || is_published(page)) continue;
-    poison(page);
-  }
-}
-
 // What the model does with one scheduled sequence: it reads all that its first row can see, then writes its rows, each
 // of which sees those before it.
 void Simulation::compute(const ScheduledSequence& scheduled) {
-  Client& client = client_of(scheduled.request);
-  const Choice& choice = client.choices[static_cast<size_t>(scheduled.choice)];
+  Choice& choice = client_of(scheduled.request).choices[static_cast<size_t>(scheduled.choice)];
   const std::span<const PageId> pages = scheduler_->page_table(scheduled.id);
   const std::span<const TokenId> tokens = scheduler_->tokens(scheduled.id);
-  require(std::ranges::equal(tokens, choice.tokens), "the tokens of a sequence are not those of its client");
   const int32_t page_tokens = options_.page_tokens;
-  const int32_t window = options_.window_tokens;
   const int32_t first = scheduled.first_position;
   const int32_t end = first + scheduled.tokens;
+  require(tokens.size() == choice.tokens.size() &&
+              std::equal(tokens.begin() + first, tokens.begin() + end, choice.tokens.begin() + first),
+          "the tokens of a sequence are not those of its client");
   require(static_cast<int32_t>(pages.size()) * page_tokens >= end, "a page table is too short for its step");
-  const int32_t readable = window == 0 ? 0 : std::max(0, first - window + 1);
-  for (int32_t position = readable; position < first; ++position) {
-    const PageId page = pages[static_cast<size_t>(position / page_tokens)];
-    require(page != kNoPage, "position ", position, " is readable and its page is gone");
-    const Content content = pool_->slot(page, position % page_tokens);
-    require(content != kPoison, "position ", position, " is read before it is written");
-    require(content == choice.contents[static_cast<size_t>(position)], "position ", position, " holds a foreign token");
-  }
-  coverage_.slots_verified += first - readable;
+  bool is_bad = read_slots(choice, pages, first);
+  const bool spoils = spoil_chance_ > 0 && random_.chance(spoil_chance_);
+  const int32_t spoiled_position = spoils ? random_.between(first, end - 1) : -1;
   for (int32_t position = first; position < end; ++position) {
     const PageId page = pages[static_cast<size_t>(position / page_tokens)];
     require(page != kNoPage, "position ", position, " is written and its page is gone");
-    require(references_[static_cast<size_t>(index_of(page))] == 1, "position ", position,
-            " is in a page of others too");
+    require(references_[static_cast<size_t>(index_of(page))] == 1, "position ", position, " is in a page of others too");
     require(!is_published(page), "position ", position, " is written to a page that can be found");
-    pool_->slot(page, position % page_tokens) = choice.contents[static_cast<size_t>(position)];
     is_poisoned_[static_cast<size_t>(index_of(page))] = 0;
+    Content content = choice.contents[static_cast<size_t>(position)];
+    if (options_.window_tokens == 1) is_bad = false;  // a row sees itself alone
+    if (position == spoiled_position) is_bad = choice.spoiled_itself = true;
+    if (is_bad) {
+      coverage_.add(Event::spoiled_row);
+      content = spoiled(content);
+    }
+    pool_->page(page)[position % page_tokens] = content;
   }
+}
+
+// What the row of position `first` sees of those before it. True if some of that is spoiled.
+bool Simulation::read_slots(const Choice& choice, std::span<const PageId> pages, int32_t first) {
+  const int32_t page_tokens = options_.page_tokens;
+  const int32_t readable = options_.window_tokens == 0 ? 0 : std::max(0, first - options_.window_tokens + 1);
+  coverage_.add(Event::slot_verified, first - readable);
+  bool is_bad = false;
+  for (int32_t position = readable; position < first;) {
+    const PageId page = pages[static_cast<size_t>(position / page_tokens)];
+    require(page != kNoPage, "position ", position, " is readable and its page is gone");
+    const int32_t offset = position % page_tokens;
+    const int32_t count = std::min(page_tokens - offset, first - position);
+    const Content* slots = pool_->page(page) + offset;
+    const Content* expected = choice.contents.data() + position;
+    for (int32_t i = 0; i < count; ++i) {
+      if (slots[i] == expected[i]) [[likely]]
+        continue;
+      require(slots[i] != kPoison, "position ", position + i, " is read before it is written");
+      require(sound(slots[i]) == expected[i], "position ", position + i, " holds a foreign token");
+      const auto index = static_cast<size_t>(index_of(page));
+      require(choice.admitted_step != coverage_.steps || reported_[index] != use_[index], "position ", position + i,
+              " was no number in a request that was told so, and is found again");
+      is_bad = true;
+    }
+    position += count;
+  }
+  return is_bad;
 }
 
 // The next tokens come out of the slots in the pool, not out of what the client knows.
 void Simulation::sample(const StepPlan& plan) {
   sampled_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
-    const Client& client = client_of(scheduled.request);
+    if (scheduled.samples == 0) continue;
+    Client& client = client_of(scheduled.request);
     const int32_t last = scheduled.first_position + scheduled.tokens - 1;
+    const PageId page = scheduler_->page_table(scheduled.id)[static_cast<size_t>(last / options_.page_tokens)];
+    const Content content = pool_->page(page)[last % options_.page_tokens];
+    const int32_t generated = last + 1 - client.prompt_tokens + 1;
     for (int32_t k = 0; k < scheduled.samples; ++k) {
       const int32_t choice = scheduled.samples > 1 ? k : scheduled.choice;
-      const PageId page = scheduler_->page_table(scheduled.id)[static_cast<size_t>(last / options_.page_tokens)];
-      const Content content = pool_->slot(page, last % options_.page_tokens);
-      const int32_t generated = last + 1 - client.prompt_tokens + 1;
       SampledToken sampled;
       sampled.sequence = plan.sampled[static_cast<size_t>(scheduled.sampled_begin + k)];
-      sampled.token = client.sampler.token(content, choice);
-      sampled.finished = client.sampler.ends(content, choice) || generated >= client.generated_tokens_max;
+      sampled.invalid = is_spoiled(content);
+      if (sampled.invalid && !client.failed) {  // the request ends with an error, all choices of it
+        client.failed = client.cancelled = sample_failed_ = true;
+        scheduler_->cancel(client.id);
+      }
+      sampled.token = sampled.invalid ? 0 : client.sampler.token(content, choice);
+      sampled.finished = client.failed || client.sampler.ends(content, choice) || generated >= client.generated_tokens_max;
       sampled_.push_back(sampled);
     }
   }

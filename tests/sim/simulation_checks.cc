@@ -5,16 +5,6 @@
 
 namespace headroom::sim {
 
-Simulation::Client& Simulation::client_of(RequestId id) {
-  const auto it = clients_.find(static_cast<int64_t>(id));
-  require(it != clients_.end(), "request ", static_cast<int64_t>(id), " has ended and is still served");
-  return it->second;
-}
-
-bool Simulation::is_published(PageId page) const {
-  return options_.prefix_cache && scheduler_->prefix_cache()->is_published(page);
-}
-
 void Simulation::observe_plan(const StepPlan& plan) {
   observe_cancelled(plan);
   observe_preempted(plan);
@@ -30,30 +20,30 @@ void Simulation::observe_plan(const StepPlan& plan) {
 
 void Simulation::observe_cancelled(const StepPlan& plan) {
   for (const RequestId id : plan.cancelled) {
-    require(client_of(id).cancelled, "request ", static_cast<int64_t>(id), " was dropped and not cancelled");
-    end_client(static_cast<int64_t>(id));
-    ++coverage_.cancelled;
-  }
-  for (const auto& [id, client] : clients_) {
-    require(!client.cancelled, "request ", static_cast<int64_t>(client.id), " was cancelled and not dropped");
+    const Client& client = client_of(id);
+    require(client.cancelled, "request ", static_cast<int64_t>(id), " was dropped and not cancelled");
+    end_client(client);
   }
 }
 
 void Simulation::observe_preempted(const StepPlan& plan) {
   for (const SequenceId preempted : plan.preempted) {
     bool found = false;
-    for (auto& [id, client] : clients_) {
-      for (Choice& choice : client.choices) {
+    for (const auto& client : clients_) {
+      for (Choice& choice : client->choices) {
         if (!choice.seen || choice.ended || choice.id != preempted) continue;
         found = true;
         require(choice.running, "a sequence that does not run was preempted");
+        require(choice.id != oldest_, "the oldest sequence was preempted");
+        const bool in_prefill = choice.computed < client->prompt_tokens;
+        coverage_.add(in_prefill ? Event::preempted_in_prefill : Event::preempted_in_decode);
+        if (client->forked) coverage_.add(Event::preempted_after_fork);
         choice.running = false;
         choice.computed = 0;
-        require(&choice != oldest_, "the oldest sequence was preempted");
+        choice.pages.clear();
       }
     }
     require(found, "an unknown sequence was preempted");
-    ++coverage_.preempted;
   }
 }
 
@@ -62,7 +52,8 @@ void Simulation::observe_scheduled(const StepPlan& plan, const ScheduledSequence
   Choice& choice = client.choices[static_cast<size_t>(scheduled.choice)];
   require(!choice.ended, "an ended choice is scheduled");
   require(choice.scheduled_step != coverage_.steps, "a sequence is scheduled twice in a step");
-  require(std::ranges::find(plan.preempted, scheduled.id) == plan.preempted.end(), "preempted and scheduled in a step");
+  require(plan.preempted.empty() || std::ranges::find(plan.preempted, scheduled.id) == plan.preempted.end(),
+          "preempted and scheduled in a step");
   choice.scheduled_step = coverage_.steps;
   see(choice, scheduled.id);
   const auto length = static_cast<int32_t>(choice.tokens.size());
@@ -70,19 +61,15 @@ void Simulation::observe_scheduled(const StepPlan& plan, const ScheduledSequence
     require(scheduled.first_position == choice.computed, "position ", choice.computed, " is next, ",
             scheduled.first_position, " is scheduled");
   } else {
-    if (!client.started) client.cached_prompt_tokens = scheduled.first_position;
-    client.started = true;
-    require(scheduled.first_position % options_.page_tokens == 0, "a prefix that does not end with a page");
-    require(!client.all_prompt_logits || scheduled.first_position <= choice.computed_max, "logits are skipped");
-    coverage_.hit_tokens += scheduled.first_position;
-    choice.running = true;
-    choice.computed = scheduled.first_position;
+    observe_admitted(client, choice, scheduled);
   }
-  require(scheduled.tokens >= 1 && scheduled.first_position + scheduled.tokens <= length, "an impossible chunk");
+  const int32_t end = scheduled.first_position + scheduled.tokens;
+  require(scheduled.tokens >= 1 && end <= length, "an impossible chunk");
   require(scheduled.recomputed_tokens == std::clamp(choice.computed_max - choice.computed, 0, scheduled.tokens),
           "recomputed tokens are miscounted");
+  if (end < client.prompt_tokens) coverage_.add(Event::chunk_of_prompt);
 
-  const bool at_end = scheduled.first_position + scheduled.tokens == length;
+  const bool at_end = end == length;
   const bool forks = at_end && length == client.prompt_tokens && client.choices.size() > 1 && !client.forked;
   const auto samples = forks ? static_cast<int32_t>(client.choices.size()) : at_end ? 1 : 0;
   require(scheduled.samples == samples, scheduled.samples, " tokens are sampled instead of ", samples);
@@ -93,6 +80,26 @@ void Simulation::observe_scheduled(const StepPlan& plan, const ScheduledSequence
   }
 }
 
+// It was given room, at first or again.
+void Simulation::observe_admitted(Client& client, Choice& choice, const ScheduledSequence& scheduled) {
+  const int32_t found = scheduled.first_position;
+  if (!client.started) {
+    client.started = true;
+    client.cached_prompt_tokens = found;
+    if (coverage_.steps - client.arrival_step >= 100) coverage_.add(Event::served_after_long_wait);
+  }
+  require(found % options_.page_tokens == 0, "a prefix that does not end with a page");
+  require(!client.all_prompt_logits || found <= choice.computed_max, "logits are skipped");
+  coverage_.add(Event::prefix_hit_token, found);
+  if (client.salt != 0) coverage_.add(Event::prefix_hit_token_salted, found);
+  const bool below = options_.window_tokens > 0 && found - options_.window_tokens + 1 >= options_.page_tokens;
+  if (below) coverage_.add(Event::prefix_hit_below_window);
+  choice.running = true;
+  choice.computed = found;
+  choice.admitted_step = coverage_.steps;
+  choice.held.clear();
+}
+
 void Simulation::see(Choice& choice, SequenceId id) {
   require(!choice.seen || choice.id == id, "a choice changes its sequence");
   choice.seen = true;
@@ -100,37 +107,50 @@ void Simulation::see(Choice& choice, SequenceId id) {
 }
 
 void Simulation::check_progress(const StepPlan& plan) {
-  oldest_ = nullptr;
+  oldest_.reset();
   require(plan.empty() == clients_.empty(), plan.empty() ? "nothing is scheduled" : "nobody is scheduled");
   if (clients_.empty()) return;
-  Client& client = clients_.begin()->second;
-  oldest_ = &*std::ranges::find_if(client.choices, [](const Choice& choice) { return !choice.ended; });
-  require(oldest_->scheduled_step == coverage_.steps, "the oldest sequence does not advance");
+  const Choice& oldest = *std::ranges::find(clients_.front()->choices, false, &Choice::ended);
+  oldest_ = oldest.id;
+  require(oldest.scheduled_step == coverage_.steps, "the oldest sequence does not advance");
   bool somebody_waits = false;
-  for (const auto& [id, one] : clients_) {
-    require(coverage_.steps <= one.deadline_step, "request ", static_cast<int64_t>(one.id), " waits too long");
-    require(!one.started || !somebody_waits, "request ", static_cast<int64_t>(one.id), " overtakes an older one");
-    somebody_waits = !one.started;
+  for (const auto& client : clients_) {
+    const auto id = static_cast<int64_t>(client->id);
+    require(!client->cancelled, "request ", id, " was cancelled and not dropped");
+    require(coverage_.steps <= client->deadline_step, "request ", id, " waits too long");
+    require(!client->started || !somebody_waits, "request ", id, " overtakes an older one");
+    somebody_waits = !client->started;
   }
 }
 
 // Counts every reference anew out of the page tables, and takes note of the pages that are new in one.
 void Simulation::observe_tables() {
+  new_pages_.clear();
+  unheld_pages_.clear();
   std::ranges::fill(references_, 0);
-  for (auto& [id, client] : clients_) {
+  for (const auto& client : clients_) {
+    if (!client->started) continue;
     int64_t distinct = 0;
     ++seen_stamp_;
-    for (Choice& choice : client.choices) {
+    for (Choice& choice : client->choices) {
       if (choice.seen && !choice.ended) distinct += observe_table(choice);
     }
-    client.peak_pages = std::max(client.peak_pages, distinct);
+    client->peak_pages = std::max(client->peak_pages, distinct);
   }
   PageCounts counts;
   for (int32_t i = 0; i < static_cast<int32_t>(references_.size()); ++i) {
+    const PageId page{i};
     const int32_t references = references_[static_cast<size_t>(i)];
-    require(references == scheduler_->pages().references(PageId{i}), "page ", i, " has ", references, " holders and ",
-            scheduler_->pages().references(PageId{i}), " references");
-    ++(references > 0 ? counts.live : is_published(PageId{i}) ? counts.cached : counts.free);
+    require(references == scheduler_->pages().references(page), "page ", i, " has ", references, " holders and ",
+            scheduler_->pages().references(page), " references");
+    if (references > 0) {
+      ++counts.live;
+    } else if (is_published(page)) {
+      ++counts.cached;
+    } else {
+      ++counts.free;
+      if (is_poisoned_[static_cast<size_t>(i)] == 0) unheld_pages_.push_back(page);
+    }
   }
   const PageCounts reported = scheduler_->pages().counts();
   require(counts.free == reported.free && counts.cached == reported.cached && counts.live == reported.live,
@@ -144,11 +164,19 @@ int64_t Simulation::observe_table(Choice& choice) {
   for (size_t i = 0; i < pages.size(); ++i) {
     const PageId before = i < choice.pages.size() ? choice.pages[i] : kNoPage;
     if (pages[i] == kNoPage) {
-      coverage_.window_drops += before != kNoPage ? 1 : 0;
+      if (before != kNoPage) coverage_.add(Event::page_dropped_below_window);
       continue;
     }
     const auto page = static_cast<size_t>(index_of(pages[i]));
-    if (pages[i] != before && !is_published(pages[i])) new_pages_.push_back(pages[i]);
+    if (pages[i] != before) {
+      if (!is_published(pages[i])) {
+        new_pages_.push_back(pages[i]);
+        ++use_[page];
+      } else if (before != kNoPage) {
+        coverage_.add(Event::page_merged);
+      }
+      if (spoil_chance_ > 0) choice.held.emplace_back(pages[i], use_[page]);
+    }
     ++references_[page];
     if (seen_by_[page] != seen_stamp_) ++distinct;
     seen_by_[page] = seen_stamp_;
@@ -169,8 +197,8 @@ void Simulation::check_new_pages(const StepPlan& plan) {
   for (const PageId page : new_pages_) {
     require(std::ranges::find(plan.taken, page) != plan.taken.end(), "page ", index_of(page), " is not announced");
   }
-  for (const auto& [id, client] : clients_) {
-    if (!client.started) continue;
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    const Client& client = client_of(scheduled.request);
     const PageUsage& usage = scheduler_->usage(client.id);
     require(usage.peak_pages == client.peak_pages, "request ", static_cast<int64_t>(client.id), " held ",
             client.peak_pages, " pages and is told ", usage.peak_pages);
@@ -185,46 +213,77 @@ void Simulation::observe_commit(const StepPlan& plan) {
     Choice& leader = client.choices[static_cast<size_t>(scheduled.choice)];
     leader.computed += scheduled.tokens;
     leader.computed_max = std::max(leader.computed_max, leader.computed);
+    const bool forks = scheduled.samples > 1;
     for (int32_t k = 0; k < scheduled.samples; ++k) {
-      const SampledToken& sampled = sampled_[static_cast<size_t>(scheduled.sampled_begin + k)];
-      Choice& choice = scheduled.samples > 1 ? client.choices[static_cast<size_t>(k)] : leader;
-      choice.computed = leader.computed;
-      choice.computed_max = leader.computed_max;
-      choice.running = true;
-      append(client, choice, sampled.token);
-      if (sampled.finished) observe_finished(client, choice);
+      Choice& choice = forks ? client.choices[static_cast<size_t>(k)] : leader;
+      if (&choice != &leader) {
+        choice.computed = leader.computed;
+        choice.computed_max = leader.computed_max;
+        choice.spoiled_itself = leader.spoiled_itself;
+        choice.pages = leader.pages;
+        choice.held = leader.held;
+        choice.running = true;
+      }
+      observe_sampled(client, choice, sampled_[static_cast<size_t>(scheduled.sampled_begin + k)]);
     }
-    if (scheduled.samples > 1) {
+    if (forks) {
       client.forked = true;
-      ++coverage_.forks;
+      coverage_.add(Event::fork);
     }
-    if (std::ranges::all_of(client.choices, &Choice::ended)) end_client(static_cast<int64_t>(client.id));
+    if (client.choices_unfinished > 0) continue;
+    if (client.cancelled && !client.failed) coverage_.add(Event::cancelled_with_last_token);
+    end_client(client);
   }
 }
 
-void Simulation::observe_finished(const Client& client, Choice& choice) {
+void Simulation::observe_sampled(Client& client, Choice& choice, const SampledToken& sampled) {
+  choice.tokens.push_back(sampled.token);
+  choice.contents.push_back(content_after(choice.contents.back(), sampled.token));
+  if (sampled.invalid) observe_invalid(choice);
+  if (!sampled.finished) return;
   choice.ended = true;
+  --client.choices_unfinished;
+  if (!client.failed) observe_finished(client, choice);
+}
+
+void Simulation::observe_finished(const Client& client, Choice& choice) {
   const auto index = static_cast<int32_t>(&choice - client.choices.data());
   const std::span<const TokenId> tokens(choice.tokens);
   const auto prompt_tokens = static_cast<size_t>(client.prompt_tokens);
-  const std::vector<TokenId> alone =
-      solo_run(tokens.first(prompt_tokens), client.salt, client.sampler, index, client.generated_tokens_max);
-  require(std::ranges::equal(tokens.subspan(prompt_tokens), alone), "request ", static_cast<int64_t>(client.id),
+  solo_run(tokens.first(prompt_tokens), client.salt, client.sampler, index, client.generated_tokens_max, alone_);
+  require(std::ranges::equal(tokens.subspan(prompt_tokens), alone_), "request ", static_cast<int64_t>(client.id),
           " choice ", index, " was answered otherwise than alone");
   last_answer_ = choice.tokens;
-  ++coverage_.finished_choices;
+  last_answer_salt_ = client.salt;
+  coverage_.add(Event::finished_choice);
+}
+
+// From here on, nobody who comes may be given what this one computed or read.
+void Simulation::observe_invalid(const Choice& choice) {
+  coverage_.add(Event::invalid_sample);
+  if (!choice.spoiled_itself) coverage_.add(Event::invalid_sample_of_sharer);
+  for (const auto& [page, use] : choice.held) reported_[static_cast<size_t>(index_of(page))] = use;
 }
 
 // All is lost, nothing was sampled; and what was promised about waiting counts from here.
 void Simulation::observe_abandon() {
-  ++coverage_.abandoned;
-  for (auto& [id, client] : clients_) {
-    client.deadline_step = coverage_.steps + steps_owed_;
-    for (Choice& choice : client.choices) {
+  for (const auto& client : clients_) {
+    client->deadline_step = coverage_.steps + steps_owed_;
+    for (Choice& choice : client->choices) {
       choice.running = false;
       choice.computed = 0;
+      choice.pages.clear();
     }
   }
+}
+
+void Simulation::check_all_back() {
+  require(clients_.empty() && !scheduler_->has_work(), "the scheduler has work left and no clients");
+  const SchedulerStats stats = scheduler_->stats();
+  require(stats.pages.live == 0, stats.pages.live, " pages are live in the end");
+  require(stats.pages.total() == options_.pages_total, "pages are lost in the end");
+  require(stats.live_written_tokens == 0, "tokens are counted as written in pages that nobody holds");
+  require(stats.queue_requests == 0 && stats.queue_tokens == 0, "somebody is counted in the queue in the end");
 }
 
 }  // namespace headroom::sim
