@@ -6,6 +6,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "engine/model/quantized_checkpoint.h"
 #include "server/capacity_plan.h"
 #include "server/command_line.h"
 #include "server/json_reader.h"
@@ -84,6 +85,7 @@ CapacityQuestion make_question(const PlanOptions& options) {
   question.model = model_name(options.model);
   question.config = load_model_shape(options.model);
   question.weight_dtype = question.kv_dtype = question.config.dtype;
+  if (std::filesystem::exists(options.model) && quantization_of(options.model)) question.weight_dtype = DType::kI8;  // what any of them fits
   question.page_tokens = options.page_tokens;
   question.step_tokens = options.step_tokens;
   question.context_tokens = question.config.context_tokens;

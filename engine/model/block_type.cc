@@ -83,6 +83,8 @@ constexpr BlockType kBlockTypes[] = {
     {"Q6_K", 14, kSuperBlock, 210, DType::kI8, false, decode_q6_k},
 };
 
+constexpr BlockType kRequantizedType = {kRequantized, 0, 1, 4, DType::kI8, false, decode_f32};  // of no file: has no number
+
 constexpr std::string_view kGgufTypeNames[] = {
     "F32",  "F16",     "Q4_0",   "Q4_1",    "Q4_2",  "Q4_3",   "Q5_0",  "Q5_1",  "Q8_0",   "Q8_1", "Q2_K", "Q3_K", "Q4_K",
     "Q5_K", "Q6_K",    "Q8_K",   "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
@@ -124,6 +126,7 @@ void widen_int4_row(const std::byte* row, int64_t cols, std::byte* out) {
 }  // namespace
 
 const BlockType* find_block_type(std::string_view name) {
+  if (name == kRequantized) return &kRequantizedType;
   const auto* found = std::ranges::find(kBlockTypes, name, &BlockType::name);
   return found == std::end(kBlockTypes) ? nullptr : found;
 }

@@ -26,6 +26,9 @@ struct BlockType {
   uint64_t row_bytes(int64_t cols) const { return static_cast<uint64_t>(cols / elements) * bytes; }
 };
 
+// Values that were read from codes which no block holds: fp32 by element, rounded to int8 blocks unless another type is asked for.
+inline constexpr std::string_view kRequantized = "REQUANTIZED";
+
 const BlockType* find_block_type(std::string_view name);     // null: kernels take nothing of the kind
 const BlockType* find_gguf_block_type(uint32_t id);          // null: the same
 std::string gguf_type_name(uint32_t id);                     // of any type of the format, for errors

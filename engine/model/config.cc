@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <span>
 #include <stdexcept>
 #include <utility>
 
 #include "engine/model/config_fields.h"
 #include "engine/model/json_scanner.h"
+#include "engine/model/quantized_checkpoint.h"
 #include "kernels/op_checks.h"
 
 namespace headroom {
@@ -105,12 +105,7 @@ const Family& find_family(const ConfigFields& fields, Purpose purpose) {
 
 // Settings that change the result and that the forward pass does not have.
 void refuse_unsupported(const ConfigFields& fields, const Family& family) {
-  if (fields.has("quantization_config")) {
-    const auto quantization = fields.object("quantization_config");
-    const std::string method = quantization->string("quant_method").value_or("unnamed");
-    fields.fail("quantization_config (" + printable(method) +
-                ") is not supported; use the fp32, fp16 or bf16 checkpoint");
-  }
+  if (const auto quantization = fields.object("quantization_config")) read_quantization(*quantization);
   for (const char* key : {"hidden_act", "hidden_activation"}) {
     std::string activation = fields.string(key).value_or(family.activation);
     if (activation == "swish") activation = "silu";
@@ -410,25 +405,11 @@ ModelConfig parse_config(std::string_view config_json, const std::string& source
   return config;
 }
 
-std::string read_text(const std::filesystem::path& path) {
-  constexpr std::streamsize kTextBytesMax = (4 << 20) + 1;  // one more than the parser takes
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kTextBytesMax, '\0');
-  if (!std::filesystem::is_regular_file(path) || !file) {
-    throw std::runtime_error(path.string() +
-                             ": cannot open; --model takes a directory with config.json and model.safetensors");
-  }
-  file.read(text.data(), kTextBytesMax);
-  if (file.bad()) throw std::runtime_error(path.string() + ": cannot read");
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
-}
-
 }  // namespace
 
 ModelConfig ModelConfig::shape(const std::filesystem::path& path) {
   const std::filesystem::path file = std::filesystem::is_directory(path) ? path / "config.json" : path;
-  return shape_from_json(read_text(file), file.string());
+  return shape_from_json(read_config_text(file), file.string());
 }
 
 ModelConfig ModelConfig::shape_from_json(std::string_view config_json, const std::string& source) {
@@ -438,9 +419,9 @@ ModelConfig ModelConfig::shape_from_json(std::string_view config_json, const std
 ModelConfig ModelConfig::load(const std::filesystem::path& path) {
   const std::filesystem::path config_path = std::filesystem::is_directory(path) ? path / "config.json" : path;
   const std::filesystem::path generation_path = config_path.parent_path() / "generation_config.json";
-  const std::string config_json = read_text(config_path);
+  const std::string config_json = read_config_text(config_path);
   const bool has_generation = config_path.filename() == "config.json" && std::filesystem::exists(generation_path);
-  const std::string generation_json = has_generation ? read_text(generation_path) : std::string();
+  const std::string generation_json = has_generation ? read_config_text(generation_path) : std::string();
   return parse_config(config_json, config_path.string(), generation_json, generation_path.string());
 }
 

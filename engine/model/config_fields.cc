@@ -1,5 +1,6 @@
 #include "engine/model/config_fields.h"
 
+#include <fstream>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -20,6 +21,20 @@ std::string number_text(double value) {
 }
 
 }  // namespace
+
+std::string read_config_text(const std::filesystem::path& path) {
+  constexpr std::streamsize kTextBytesMax = (4 << 20) + 1;  // one more than the parser takes
+  std::ifstream file(path, std::ios::binary);
+  std::string text(kTextBytesMax, '\0');
+  if (!std::filesystem::is_regular_file(path) || !file) {
+    throw std::runtime_error(path.string() +
+                             ": cannot open; --model takes a directory with config.json and model.safetensors");
+  }
+  file.read(text.data(), kTextBytesMax);
+  if (file.bad()) throw std::runtime_error(path.string() + ": cannot read");
+  text.resize(static_cast<size_t>(file.gcount()));
+  return text;
+}
 
 Json parse_config_object(std::string_view text, const std::string& source) {
   if (text.size() > kConfigBytesMax)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -10,6 +11,9 @@
 #include <vector>
 
 namespace headroom {
+
+// A file of a model's configuration, no more of it than parse_config_object() takes.
+std::string read_config_text(const std::filesystem::path& path);
 
 // Parses a JSON object of at most 4 MiB and 64 levels without duplicate keys; `source` begins every error.
 nlohmann::json parse_config_object(std::string_view text, const std::string& source);

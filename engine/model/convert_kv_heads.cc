@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "engine/model/config.h"
-#include "engine/model/config_fields.h"
+#include "engine/model/quantized_checkpoint.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "engine/model/tensor_store.h"
@@ -264,6 +264,9 @@ void convert_kv_heads(const fs::path& in, const fs::path& out, const ConvertOpti
                       const std::function<void(size_t, size_t)>& progress) {
   const ModelConfig config = ModelConfig::load(in);
   check_request(config, options, in.string());
+  if (quantization_of(in)) {
+    throw std::runtime_error(in.string() + ": its weights are quantised; convert the fp32, fp16 or bf16 checkpoint");
+  }
   const Checkpoint checkpoint(in);
   check_checkpoint(*open_safetensors(in), config);
   size_t in_bytes = 0, out_bytes = 0;

@@ -1,5 +1,6 @@
 #include "engine/model/tensor_store.h"
 
+#include "engine/model/quantized_checkpoint.h"
 #include "kernels/check.h"
 
 namespace headroom {
@@ -36,6 +37,7 @@ class SafetensorsStore : public TensorStore {
 }  // namespace
 
 std::unique_ptr<TensorStore> open_safetensors(const std::filesystem::path& model_dir) {
+  if (const auto quantization = quantization_of(model_dir)) return open_quantized_safetensors(model_dir, *quantization);
   return std::make_unique<SafetensorsStore>(model_dir);
 }
 

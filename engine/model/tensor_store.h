@@ -23,6 +23,7 @@ class TensorStore {
   virtual bool is_bare_trunk() const = 0;                               // names without "model."
 };
 
+// Quantised or not, as config.json says.
 std::unique_ptr<TensorStore> open_safetensors(const std::filesystem::path& model_dir);
 
 }  // namespace headroom

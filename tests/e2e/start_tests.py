@@ -54,9 +54,9 @@ def tests(binary, model):
         with_file("config.json", lambda content: content[:50], "config.json")
         with_file("config.json", lambda content: None, "config.json")
         with_file("config.json", architecture, "Gemma3ForCausalLM")
-        for method in ("awq", "gptq", "compressed-tensors"):
+        for method in ("bitsandbytes", "fp8"):
             with_file("config.json", lambda content, method=method: json.dumps(
-                {**json.loads(content), "quantization_config": {"quant_method": method}}).encode(), f"quantization_config ({method})")
+                {**json.loads(content), "quantization_config": {"quant_method": method}}).encode(), f"quant_method {method} is not supported; supported: gptq, awq, compressed-tensors")
         vocabulary = os.path.join(ROOT, "tests/golden/gguf/gpt2.vocabulary.gguf")
         failed_start("--model", vocabulary, "--port", "0", wanted="gpt2.vocabulary.gguf: llama.embedding_length is missing")
         failed_start("--model", "/nowhere.gguf", "--port", "0", wanted="/nowhere.gguf: cannot open")

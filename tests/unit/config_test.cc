@@ -198,8 +198,8 @@ TEST(Config, WhatIsNotSupportedIsRefusedByName) {
   EXPECT_THAT(refusal(with(base(), "architectures", "LlamaForCausalLM")), HasSubstr("architectures"));
   EXPECT_THAT(refusal(with(base(), "model_type", "granite")), HasSubstr("model_type granite"));
   EXPECT_THAT(refusal(with(base(), "hidden_act", "gelu")), HasSubstr("hidden_act gelu is not supported"));
-  EXPECT_THAT(refusal(with(base(), "quantization_config", {{"quant_method", "awq"}})),
-              HasSubstr("quantization_config (awq)"));
+  EXPECT_THAT(refusal(with(base(), "quantization_config", {{"quant_method", "fp8"}})),
+              HasSubstr("quant_method fp8 is not supported; supported: gptq, awq, compressed-tensors"));
   EXPECT_THAT(refusal(with(base(), "rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}})),
               HasSubstr("rope type dynamic is not supported"));
   EXPECT_THAT(refusal(with(base(), "rope_parameters", {{"full_attention", {{"rope_theta", 1e4}}}})),
