@@ -60,7 +60,8 @@ struct KvLayer {
   size_t scales_offset() const { return 2 * static_cast<size_t>(rows() * head_dim) * dtype_bytes(dtype); }
 };
 
-// The rows of one step, flat, in the backend's memory. Rows of a sequence are neighbours and its positions ascend by one.
+// The rows of one step, flat, on the host. Rows of a sequence are neighbours and its positions ascend by one. A sequence of one
+// row at position -1 is padding, which fills a batch up to a size: it has no pages, nothing is written for it, and its attention is 0.
 struct BatchView {
   int32_t rows = 0;                              // T
   std::span<const int32_t> tokens;               // [T] token ids

@@ -297,7 +297,7 @@ void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxSta
     const int64_t head = int64_t{tile.kv_head} * group + r % group;
     float* out = call.out.row(tile.first_row + r / group) + head * call.params.head_dim;
     const float* sums = total.accumulator + r * call.padded_dim();
-    const float inverse = 1.0f / total.sum[r];
+    const float inverse = total.sum[r] == 0.0f ? 0.0f : 1.0f / total.sum[r];  // padding sees no key
     for (int64_t i = 0; i < call.params.head_dim; ++i) out[i] = sums[i] * inverse;
   }
 }

@@ -112,6 +112,7 @@ void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const Bat
       prepare(row, params.query_heads, params.head_dim, q_norm, params.norm_eps, rope, rotary_dim);
       prepare(row + q_cols, params.kv_heads, params.head_dim, k_norm, params.norm_eps, rope, rotary_dim);
       const int32_t position = batch.positions[t];
+      if (position < 0) continue;  // padding
       const int32_t page = batch.page_tables[batch.page_table_begin[s] + position / layer.page_tokens];
       write_slot(row + q_cols, row + q_cols + kv_cols, layer, page, position % layer.page_tokens);
     }

@@ -255,7 +255,12 @@ class CudaBackend final : public Backend {
     std::vector<int32_t> pages;
     for (size_t s = 0; s + 1 < batch.sequence_first_row.size(); ++s) {
       for (int32_t row = batch.sequence_first_row[s]; row < batch.sequence_first_row[s + 1]; ++row) {
-        const int32_t entry = batch.page_table_begin[s] + batch.positions[static_cast<size_t>(row)] / page_tokens;
+        const int32_t position = batch.positions[static_cast<size_t>(row)];
+        if (position < 0) {  // padding
+          pages.push_back(-1);
+          continue;
+        }
+        const int32_t entry = batch.page_table_begin[s] + position / page_tokens;
         pages.push_back(batch.page_tables[static_cast<size_t>(entry)]);
         CHECK_GE(pages.back(), 0) << "a row's own page must be there";
       }

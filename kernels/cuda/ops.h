@@ -88,7 +88,7 @@ struct RopeKvArgs {
   Rows rope;  // [T, rotary_dim]; no columns: no RoPE
   Pages pages;
   int32_t query_heads;
-  const int32_t* row_pages;  // [T] the page that a row's k and v go to
+  const int32_t* row_pages;  // [T] the page that a row's k and v go to; below 0: nowhere
   const int32_t* positions;  // [T]
   const float* q_norm;       // [head_dim] or null
   const float* k_norm;

@@ -55,12 +55,13 @@ HEADROOM_KERNEL(kThreads, 1) rope_kv_kernel(HEADROOM_PARAMS RopeKvArgs args) {
     rotate_head(head, args.rope.data + row * args.rope.stride, static_cast<int>(args.rope.cols / 2), lane);
     warp_sync();
   }
-  if (kv_index < 0) return;
+  const int32_t page = args.row_pages[row];
+  if (kv_index < 0 || page < 0) return;
   const int kv_head = is_value ? kv_index - pages.kv_heads : kv_index;
   const int slot = args.positions[row] % pages.page_tokens;
   const int64_t values = is_value ? page_row_offset(pages.kv_heads, 0, pages.page_tokens, pages.head_dim) : 0;
   const int64_t offset = values + page_row_offset(kv_head, slot, pages.page_tokens, pages.head_dim);
-  std::byte* to = pages.data + static_cast<size_t>(args.row_pages[row]) * pages.page_stride_bytes + offset * 2;
+  std::byte* to = pages.data + static_cast<size_t>(page) * pages.page_stride_bytes + offset * 2;
   write_head<kType>(to, head, pages.head_dim, lane);
 }
 

@@ -46,7 +46,7 @@ void make_work_list(const BatchView& batch, const WorkListOptions& options, Work
     const auto index = static_cast<int32_t>(i);
     const int32_t splits = tile.last_split - tile.first_split;
     const int64_t floats = partial_floats(tile.tokens * options.group, options.head_dim) * options.kv_heads * splits;
-    if (whole || splits == 1 || list.partial_floats + floats > room) {
+    if (whole || splits <= 1 || list.partial_floats + floats > room) {
       list.units.push_back({index, tile.first_split, tile.last_split});
       continue;
     }

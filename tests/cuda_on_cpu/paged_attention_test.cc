@@ -128,7 +128,7 @@ TEST(CudaAttentionBits, GridAndCutChangeNothing) {
   const Sequence sequence({4, 2, 64, DType::kF16, 0}, 1100, 24);
   const std::vector<int32_t> cuts{0, 1060, 1098, 1099, 1100};
   const auto one = bits_of(*backend_with(1), sequence, 32, cuts, 1, 1060);
-  for (const int32_t blocks : {7, 132}) EXPECT_EQ(bits_of(*backend_with(blocks), sequence, 32, cuts, 1, 1060), one) << blocks;
+  for (const int32_t blocks : {7, 132, 264}) EXPECT_EQ(bits_of(*backend_with(blocks), sequence, 32, cuts, 1, 1060), one) << blocks;
 }
 
 TEST(CudaAttentionBits, OrderOfThreadsAndBlocksChangesNothing) {
@@ -152,13 +152,15 @@ TEST(CudaAttentionBits, BatchMatesChangeNothing) {
     const Shape shape{group, 2, head_dim, type, 0};
     std::vector<Sequence> sequences;
     std::vector<std::vector<uint32_t>> alone;
-    for (const int32_t tokens : {1, 15, 16, 17, 65, 130}) {
+    for (const int32_t tokens : {1, 15, 16, 17, 65, 130, 513}) {
       sequences.emplace_back(shape, tokens, 30 + static_cast<uint64_t>(tokens));
-      alone.push_back(bits_of(*backend, sequences.back(), 16, {0, tokens}));
+      alone.push_back(bits_of(*backend, sequences.back(), 16, {0, tokens > 500 ? 505 : 0, tokens}, 1, tokens > 500 ? 505 : 0));
     }
     Pool pool(*backend, shape, 16, 100, 7);
     std::vector<std::vector<int32_t>> tables(sequences.size());
     std::vector<int32_t> done(sequences.size());
+    const Pool::Chunk before{&sequences.back(), &tables.back(), 0, done.back() = 505};
+    pool.step({&before, 1}, false);
     for (bool left = true; left;) {
       std::vector<size_t> who(sequences.size());
       std::iota(who.begin(), who.end(), 0);
@@ -178,7 +180,8 @@ TEST(CudaAttentionBits, BatchMatesChangeNothing) {
       auto row = rows.begin();
       for (size_t c = 0; c < chunks.size(); ++c) {
         const int64_t count = (chunks[c].end - chunks[c].begin) * shape.out_cols();
-        ASSERT_TRUE(std::equal(row, row + count, alone[who[c]].begin() + chunks[c].begin * shape.out_cols()))
+        const int64_t to_the_end = (sequences[who[c]].tokens - chunks[c].begin) * shape.out_cols();
+        ASSERT_TRUE(std::equal(row, row + count, alone[who[c]].end() - to_the_end))
             << "sequence of " << sequences[who[c]].tokens << ", tokens " << chunks[c].begin << " to " << chunks[c].end;
         row += count;
         done[who[c]] = chunks[c].end;
@@ -204,6 +207,15 @@ TEST(CudaAttentionBits, GroupsEqualRepeatedHeads) {
   }
   const auto backend = backend_with();
   EXPECT_EQ(bits_of(*backend, mha, 16, {0, 80, 89, 90}), bits_of(*backend, sequence, 16, {0, 80, 89, 90}));
+}
+
+TEST(CudaAttentionBits, PaddingIsNothing) {
+  for (const int32_t blocks : {1, 132}) {
+    const auto backend = backend_with(blocks);
+    for (const DType type : {DType::kBF16, DType::kF16}) expect_padding_is_nothing(*backend, {4, 2, 64, type, 0});
+    expect_padding_is_nothing(*backend, {1, 2, 128, DType::kBF16, 30});
+    expect_padding_is_nothing(*backend, {32, 1, 256, DType::kF16, 0});
+  }
 }
 
 TEST(CudaAttentionBits, OneChangedKeyShows) {

@@ -1,6 +1,8 @@
 // What the attention tests of all backends share: sequences with known q, k and v, a pool of NaN pages, and steps over them.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -99,10 +101,10 @@ class Pool {
       : backend_(backend), shape_(shape), page_tokens_(page_tokens), free_(static_cast<size_t>(pages)) {
     const size_t page_bytes = size_t{2} * shape.kv_heads * page_tokens *
                               (shape.head_dim * dtype_bytes(shape.type) + (shape.type == DType::kI8 ? 4 : 0));
-    buffer_ = backend.allocate(page_bytes * pages);
+    buffer_ = backend.allocate(page_bytes * (pages + 1));
     const std::vector<std::byte> nans(page_bytes, std::byte{0xFF});  // a NaN in every type; of int8, in its scale
-    for (int32_t p = 0; p < pages; ++p) backend.copy_in(buffer_->data() + p * page_bytes, nans.data(), page_bytes);
-    layer_ = {buffer_->data(), page_bytes, shape.type, shape.kv_heads, page_tokens, shape.head_dim};
+    for (int32_t p = 0; p <= pages; ++p) backend.copy_in(buffer_->data() + p * page_bytes, nans.data(), page_bytes);
+    layer_ = {buffer_->data() + page_bytes, page_bytes, shape.type, shape.kv_heads, page_tokens, shape.head_dim};
     std::iota(free_.begin(), free_.end(), 0);
     std::shuffle(free_.begin(), free_.end(), std::mt19937_64(seed));
   }
@@ -115,8 +117,15 @@ class Pool {
     return page;
   }
 
+  // True while nobody has written in front of page 0.
+  bool front_untouched() const {
+    std::vector<std::byte> front(layer_.page_stride_bytes);
+    backend_.copy_out(front.data(), buffer_->data(), front.size());
+    return std::all_of(front.begin(), front.end(), [](std::byte byte) { return byte == std::byte{0xFF}; });
+  }
+
   struct Chunk {
-    const Sequence* sequence;
+    const Sequence* sequence;  // null: a row of padding, whose q, k and v are NaN
     std::vector<int32_t>* page_table;
     int32_t begin, end;  // tokens that this step computes
   };
@@ -125,6 +134,13 @@ class Pool {
     std::vector<int32_t> positions, first_row{0}, tables, table_begin{0};
     std::vector<float> qkv;
     for (const Chunk& chunk : chunks) {
+      if (chunk.sequence == nullptr) {
+        qkv.insert(qkv.end(), static_cast<size_t>(shape_.cols()), kNaN);
+        positions.push_back(-1);
+        first_row.push_back(static_cast<int32_t>(positions.size()));
+        table_begin.push_back(static_cast<int32_t>(tables.size()));
+        continue;
+      }
       while (static_cast<int32_t>(chunk.page_table->size()) * page_tokens_ < chunk.end)
         chunk.page_table->push_back(take_page());
       give_back_below_window(chunk);
@@ -139,7 +155,7 @@ class Pool {
     const std::vector<int32_t> tokens(positions.size());
     const BatchView batch{static_cast<int32_t>(rows), tokens, positions, first_row, tables, table_begin};
     const BackendFloats qkv_on_backend(backend_, qkv);
-    const BackendFloats out(backend_, std::vector<float>(static_cast<size_t>(rows * shape_.out_cols()), -3.0f));
+    const BackendFloats out(backend_, std::vector<float>(static_cast<size_t>(rows * shape_.out_cols()), kNaN));
     const Matrix qkv_matrix = qkv_on_backend.matrix(rows, shape_.cols());
     backend_.begin_step(batch);
     backend_.rope_kv_write(qkv_matrix, layer_, batch, shape_.rope());
@@ -162,6 +178,31 @@ class Pool {
   KvLayer layer_;
   std::vector<int32_t> free_;
 };
+
+// Rows of padding among the rows of a batch: zeros, no page written, the other rows' bits as they are without.
+inline void expect_padding_is_nothing(Backend& backend, const Shape& shape) {
+  const Sequence a(shape, 20, 31), b(shape, 70, 32);
+  const auto step = [&](bool padded) {
+    Pool pool(backend, shape, 16, 12, 5);
+    std::vector<int32_t> table_a, table_b;
+    std::vector<Pool::Chunk> chunks{{&a, &table_a, 0, 20}, {&b, &table_b, 0, 69}};
+    pool.step(chunks, false);
+    chunks = {{&a, &table_a, 19, 20}, {&b, &table_b, 69, 70}};
+    const Pool::Chunk padding{nullptr, nullptr, 0, 0};
+    if (padded) chunks = {padding, chunks[0], padding, padding, chunks[1], padding};
+    const std::vector<float> rows = pool.step(chunks);
+    EXPECT_TRUE(pool.front_untouched());
+    return rows;
+  };
+  const std::vector<float> plain = step(false), padded = step(true);
+  const auto row = [&](const std::vector<float>& rows, int64_t at) {
+    return reference::bits(std::span(rows).subspan(static_cast<size_t>(at * shape.out_cols()), static_cast<size_t>(shape.out_cols())));
+  };
+  EXPECT_EQ(row(padded, 1), row(plain, 0));
+  EXPECT_EQ(row(padded, 4), row(plain, 1));
+  const std::vector<uint32_t> zeros(static_cast<size_t>(shape.out_cols()));
+  for (const int64_t at : {0, 2, 3, 5}) EXPECT_EQ(row(padded, at), zeros) << at;
+}
 
 // Rows [attended_from, …) of one sequence, computed in the given chunks; chunks before that only write their keys.
 inline std::vector<float> run_alone(Backend& backend, const Sequence& sequence, int32_t page_tokens, const std::vector<int32_t>& cuts,

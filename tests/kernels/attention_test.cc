@@ -218,6 +218,14 @@ TEST(AttentionBits, BatchMatesChangeNothing) {
 }
 
 // The control: the comparison above sees a change of one unit in the last place of one key.
+TEST(AttentionBits, PaddingIsNothing) {
+  for (const int threads : {1, 3}) {
+    const auto backend = make_cpu_backend({.threads = threads});
+    for (const DType type : {DType::kBF16, DType::kI8}) expect_padding_is_nothing(*backend, {4, 2, 64, type, 0});
+    expect_padding_is_nothing(*backend, {1, 2, 64, DType::kF32, 30});
+  }
+}
+
 TEST(AttentionBits, OneChangedKeyShows) {
   const auto backend = make_cpu_backend({.threads = 1});
   Sequence sequence(small_shape(DType::kF32), 80, 23);
