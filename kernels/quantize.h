@@ -19,22 +19,34 @@ constexpr float round_to_whole(float value) {
   return (value + kUlpIsOne) - kUlpIsOne;
 }
 
-// from[i] ≈ to[i] · result, symmetric about 0, with the largest magnitude at 127. A NaN or an infinity makes the scale NaN, so
-// that it shows wherever the row is read.
+// The scale of a row whose largest magnitude is `largest`, which goes to 127. A NaN or an infinity makes it NaN, so that it shows
+// wherever the row is read, and the elements 0; so they are where the scale is 0.
+struct Int8Scale {
+  float value;
+  bool zeros;
+};
+constexpr Int8Scale int8_scale(float largest) {
+  const float scale = largest / 127.0f;
+  if (!(largest <= std::numeric_limits<float>::max())) return {std::numeric_limits<float>::quiet_NaN(), true};
+  return {scale, scale == 0.0f};
+}
+constexpr int8_t quantized_int8(float value, Int8Scale scale) {
+  if (scale.zeros) return 0;
+  // The clamp is for scales below the normal numbers, which are too coarse to reach 127.
+  return static_cast<int8_t>(round_to_whole(std::clamp(value / scale.value, -127.0f, 127.0f)));
+}
+
+// from[i] ≈ to[i] · result, symmetric about 0.
 inline float quantize_int8(const float* from, int64_t count, int8_t* to) {
   uint32_t largest_bits = 0;  // magnitudes order as their bits do, with NaN above all
   for (int64_t i = 0; i < count; ++i) largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(from[i]) & 0x7FFFFFFFu);
-  const float largest = std::bit_cast<float>(largest_bits);
-  const float scale = largest / 127.0f;
-  if (!(largest <= std::numeric_limits<float>::max()) || scale == 0.0f) {
-    for (int64_t i = 0; i < count; ++i) to[i] = 0;
-    return scale == 0.0f ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  const Int8Scale scale = int8_scale(std::bit_cast<float>(largest_bits));
+  if (scale.zeros) {
+    std::fill_n(to, count, int8_t{0});
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = quantized_int8(from[i], {scale.value, false});
   }
-  for (int64_t i = 0; i < count; ++i) {
-    // The clamp is for scales below the normal numbers, which are too coarse to reach 127.
-    to[i] = static_cast<int8_t>(round_to_whole(std::clamp(from[i] / scale, -127.0f, 127.0f)));
-  }
-  return scale;
+  return scale.value;
 }
 
 // A group of a weight's row (dtype.h) from its first `count` elements; the others are 0. value ≈ scale · q.

@@ -22,7 +22,8 @@ FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-fmad=false", f"-I{RO
 INSTRUCTIONS = {  # file: patterns that its PTX must have
     "paged_attention.cu": [r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 16", r"mma\.sync\.aligned\.m16n8k16\S*\.bf16",
                            r"mma\.sync\.aligned\.m16n8k16\S*\.f16\.f16", r"ldmatrix\.sync\.aligned\.m8n8\.x4\.shared",
-                           r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans", r"ex2\.approx\.ftz\.f32"],
+                           r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans", r"ex2\.approx\.ftz\.f32",
+                           r"cp\.async\.ca\.shared\.global \[[^]]*\], \[[^]]*\], 4", r"fma\.rn\.bf16x2"],
     "gemm.cu": [r"ld\.global\.nc\.L1::no_allocate\.v4\.u32", r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 16",
                 r"mma\.sync\.aligned\.m16n8k16\S*\.bf16", r"ld\.shared\.v4"],
 }
@@ -43,7 +44,7 @@ def kernel_name(mangled):
     """attention_kernel<bf16, 128, 4> from the name that ptxas prints."""
     plain = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout.strip()
     name = re.search(r"(\w+_kernel(<[^>]*>)?)", re.sub(r"\(headroom::DType\)(\d)", r"DType\1", plain)).group(1)
-    return name.replace("DType1", "bf16").replace("DType2", "fp16")
+    return name.replace("DType1", "bf16").replace("DType2", "fp16").replace("DType3", "int8")
 
 
 def compile_file(nvcc, path):

@@ -232,7 +232,8 @@ class CudaBackend final : public Backend {
   static const cuda::PackedWeight& packed(const Weight& weight) { return static_cast<const CudaWeight&>(weight).packed(); }
 
   static cuda::Pages pages_of(const KvLayer& layer) {
-    CHECK(layer.dtype == DType::kBF16 || layer.dtype == DType::kF16) << "the CUDA backend keeps KV in bf16 or fp16";
+    CHECK(layer.dtype != DType::kF32) << "the CUDA backend keeps KV in bf16, fp16 or int8";
+    CHECK(layer.dtype != DType::kI8 || layer.head_dim % cuda::kChunkBytes == 0) << "a head of int8 is whole chunks of 16 bytes";
     return {layer.data, layer.page_stride_bytes, layer.dtype, layer.kv_heads, layer.page_tokens, layer.head_dim};
   }
 

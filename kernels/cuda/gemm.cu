@@ -127,14 +127,14 @@ HEADROOM_DEVICE void load_step(const Params& params, int step, SharedAddress sta
     const int tile = block_x() * kBlockWeightTiles + i / kWeightChunks;
     const bool valid = tile < params.weight_tiles;
     const int64_t from = ((valid ? static_cast<int64_t>(tile) * params.depth : 0) + step) * kWeightTileElements;
-    cp_async_16(stage + static_cast<SharedAddress>(i * 16), params.args.weight.data + from + i % kWeightChunks * 8, valid);
+    cp_async<16>(stage + static_cast<SharedAddress>(i * 16), params.args.weight.data + from + i % kWeightChunks * 8, valid);
   }
 #pragma unroll 1
   for (int i = thread_id(); i < S::kBlockTokenTiles * kTokenChunks; i += kThreads) {
     const int tile = block_y() * S::kBlockTokenTiles + i / kTokenChunks;
     const bool valid = tile < params.token_tiles;
     const int64_t from = ((valid ? static_cast<int64_t>(tile) * params.depth : 0) + step) * kTokenTileElements;
-    cp_async_16(stage + static_cast<SharedAddress>(S::kWeightBytes + i * 16), params.args.x + from + i % kTokenChunks * 8, valid);
+    cp_async<16>(stage + static_cast<SharedAddress>(S::kWeightBytes + i * 16), params.args.x + from + i % kTokenChunks * 8, valid);
   }
 }
 

@@ -14,7 +14,8 @@ constexpr int kWarpLanes = 32;
 constexpr int kMmaRows = 16;    // M: rows of A and of the result
 constexpr int kMmaTokens = 8;   // N: columns of B and of the result
 constexpr int kMmaDepth = 16;   // K
-constexpr int kChunkElements = 8;  // a 16-byte chunk: what cp.async moves and a row of an ldmatrix tile holds
+constexpr int kChunkBytes = 16;    // what cp.async moves, and a row of an ldmatrix tile
+constexpr int kChunkElements = 8;  // 16-bit elements of a chunk; columns of a tile of results
 
 struct Coordinate {
   int row;
@@ -72,15 +73,14 @@ constexpr int64_t activation_offset(int64_t t, int64_t k, int64_t cols) {
 // Of element (t, 8 · chunk), from element (t, 0) on; columns 2p and 2p + 1 of the chunk are 4p elements further.
 constexpr int activation_chunk_offset(int chunk) { return chunk / 2 * kTokenTileElements + chunk % 2 * 2; }
 
-// ---- Attention: keys and values lie in shared memory as rows of `kDim` elements in chunks of 16 bytes. A row's chunks are
-// permuted so that the eight rows that one ldmatrix tile reads (eight neighbouring keys, the same chunk) fall into
-// different banks: eight chunks cover all 32 banks once.
-template <int kDim>
+// ---- Attention: keys and values lie in shared memory as rows of chunks of 16 bytes. A row's chunks are permuted so that the
+// eight rows that one ldmatrix tile reads (eight neighbouring keys, the same chunk) fall into different banks: eight chunks cover
+// all 32 banks once.
+template <int kRowChunks>
 constexpr int swizzled_chunk(int key, int chunk) {
-  constexpr int kChunks = kDim / kChunkElements;
-  static_assert(kChunks % 4 == 0);
-  if constexpr (kChunks % 8 == 0) return key * kChunks + (chunk ^ (key % 8));
-  return key * kChunks + (chunk ^ (key / 2 % 4));  // rows of 4 modulo 8 chunks: neighbours already differ by half the banks
+  static_assert(kRowChunks % 4 == 0);
+  if constexpr (kRowChunks % 8 == 0) return key * kRowChunks + (chunk ^ (key % 8));
+  return key * kRowChunks + (chunk ^ (key / 2 % 4));  // rows of 4 modulo 8 chunks: neighbours already differ by half the banks
 }
 
 constexpr int kSplitKeys = 512;  // keys of a split, at absolute positions
@@ -91,12 +91,15 @@ constexpr int block_keys() {
   return kDim > 128 ? 32 : 64;
 }
 
-// The narrowest kernel that holds a head of `head_dim`; the rest of the row is zeros.
-constexpr int kernel_dim(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256; }
+// The narrowest kernel that holds a head of `head_dim`; the rest of the row is zeros. A row of int8 must be a multiple of 4 chunks.
+constexpr int kernel_dim(int head_dim, bool int8) {
+  return head_dim <= 64 ? 64 : head_dim <= 96 && !int8 ? 96 : head_dim <= 128 ? 128 : 256;
+}
 
-// Element offset, within a layer, of a key's row: pages of [K|V][G][page_tokens][head_dim].
-constexpr int64_t page_row_offset(int32_t kv_head, int32_t slot, int32_t page_tokens, int32_t head_dim) {
-  return (static_cast<int64_t>(kv_head) * page_tokens + slot) * head_dim;
+// A key's row within a page of [K|V][G][page_tokens][head_dim]; V's rows follow K's, and the scales of int8 pages follow both in
+// the same order.
+constexpr int64_t page_row(int32_t kv_head, int32_t slot, int32_t page_tokens) {
+  return static_cast<int64_t>(kv_head) * page_tokens + slot;
 }
 
 // Splits [first, last) that the keys [begin, end) fall into.

@@ -77,7 +77,7 @@ void rope_table(const RopeTableArgs& args, cudaStream_t stream);
 struct Pages {
   std::byte* data = nullptr;
   size_t page_stride_bytes = 0;
-  DType dtype = DType::kBF16;  // kBF16 or kF16
+  DType dtype = DType::kBF16;  // kBF16, kF16 or kI8
   int32_t kv_heads = 0;
   int32_t page_tokens = 0;
   int32_t head_dim = 0;

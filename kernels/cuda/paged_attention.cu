@@ -45,10 +45,9 @@ struct RowOut {
 // A row that saw no key is zeros.
 HEADROOM_DEVICE float inverse_or_zero(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
-template <int kDim, int kRowWarps>
-HEADROOM_DEVICE void store_rows(const AttentionArgs& args, const Unit<kDim, kRowWarps>& unit,
-                                const State<Shape<kDim, kRowWarps>::kMyDimTiles>& state) {
-  using S = Shape<kDim, kRowWarps>;
+template <class S>
+HEADROOM_DEVICE void store_rows(const AttentionArgs& args, const Unit<S>& unit,
+                                const State<S::kMyDimTiles>& state) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = unit.row(half);
@@ -58,11 +57,9 @@ HEADROOM_DEVICE void store_rows(const AttentionArgs& args, const Unit<kDim, kRow
     const int head_chunks = args.pages.head_dim / kChunkElements;
     const int first_chunk = unit.col_warp * S::kMyDimTiles;
     const RowOut out(args, unit.tile.first_row + row / args.group, head * head_chunks + first_chunk);
-#pragma unroll
-    for (int i = 0; i < S::kMyDimTiles; ++i) {
-      if (first_chunk + i >= head_chunks) break;
-      out.store(i, unit.lane % 4, state.out[i][half * 2] * inverse, state.out[i][half * 2 + 1] * inverse);
-    }
+    for_each_pair(unit, state, half, [&](int chunk, int pair, float x, float y) {
+      if (first_chunk + chunk < head_chunks) out.store(chunk, pair, x * inverse, y * inverse);
+    });
   }
 }
 
@@ -73,10 +70,9 @@ HEADROOM_DEVICE float* partial_state(const AttentionArgs& args, const AttentionT
   return args.partials + tile.partials_begin + index * partial_floats(rows, args.pages.head_dim);
 }
 
-template <int kDim, int kRowWarps>
-HEADROOM_DEVICE void store_partial(const AttentionArgs& args, const Unit<kDim, kRowWarps>& unit, int split,
-                                   const State<Shape<kDim, kRowWarps>::kMyDimTiles>& state) {
-  using S = Shape<kDim, kRowWarps>;
+template <class S>
+HEADROOM_DEVICE void store_partial(const AttentionArgs& args, const Unit<S>& unit, int split,
+                                   const State<S::kMyDimTiles>& state) {
   float* partial = partial_state(args, unit.tile, unit.kv_head, split);
   float2* maxima_sums = reinterpret_cast<float2*>(partial + unit.rows * args.pages.head_dim);
 #pragma unroll
@@ -85,12 +81,11 @@ HEADROOM_DEVICE void store_partial(const AttentionArgs& args, const Unit<kDim, k
     if (row >= unit.rows) continue;
     if (unit.col_warp == 0 && unit.lane % 4 == 0) maxima_sums[row] = {state.max[half], state.sum[half]};
     const int first_chunk = unit.col_warp * S::kMyDimTiles;
-    float* sums = partial + row * args.pages.head_dim + first_chunk * kChunkElements + unit.lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < S::kMyDimTiles; ++i) {
-      if ((first_chunk + i) * kChunkElements >= args.pages.head_dim) break;
-      *reinterpret_cast<float2*>(sums + i * kChunkElements) = {state.out[i][half * 2], state.out[i][half * 2 + 1]};
-    }
+    float* sums = partial + row * args.pages.head_dim + first_chunk * kChunkElements;
+    for_each_pair(unit, state, half, [&](int chunk, int pair, float x, float y) {
+      if ((first_chunk + chunk) * kChunkElements >= args.pages.head_dim) return;
+      *reinterpret_cast<float2*>(sums + chunk * kChunkElements + pair * 2) = {x, y};
+    });
   }
 }
 
@@ -140,12 +135,11 @@ HEADROOM_DEVICE bool is_last_to_arrive(const AttentionArgs& args, const Attentio
   return *flag != 0;
 }
 
-template <DType kType, int kDim, int kRowWarps>
+template <class S>
 HEADROOM_DEVICE void attend_unit(const KernelParams& params, const AttentionUnit& work, const AttentionTile& tile, int kv_head) {
-  using S = Shape<kDim, kRowWarps>;
   const AttentionArgs& args = params.args;
   const int warp = thread_id() / kWarpLanes;
-  const Unit<kDim, kRowWarps> unit{tile,
+  const Unit<S> unit{tile,
                                    kv_head,
                                    tile.tokens * args.group,
                                    thread_id() % kWarpLanes,
@@ -159,13 +153,13 @@ HEADROOM_DEVICE void attend_unit(const KernelParams& params, const AttentionUnit
   unsigned char* shared = shared_memory();
   float4* exchange = reinterpret_cast<float4*>(shared);
   float* merged = reinterpret_cast<float*>(shared + S::kExchangeBytes + S::kQueryBytes);
-  const SharedAddress ring = shared_address(shared) + static_cast<SharedAddress>(S::kExchangeBytes + S::kQueryBytes + (several ? S::kMergedBytes : 0));
+  unsigned char* ring = shared + S::kExchangeBytes + S::kQueryBytes + (several ? S::kMergedBytes : 0);
   const int begin = unit.key_begin > work.first_split * kSplitKeys ? unit.key_begin : work.first_split * kSplitKeys;
   const int end = unit.key_end < work.last_split * kSplitKeys ? unit.key_end : work.last_split * kSplitKeys;
   const int first_block = begin / S::kKeys;
   const int last_block = static_cast<int>(ceil_div(end, S::kKeys));
 
-  Queries<kType, kDim, kRowWarps> queries;
+  Queries<S> queries;
   queries.load(params, unit, shared + S::kExchangeBytes);
   State<S::kMyDimTiles> state;
   state.clear();
@@ -174,7 +168,7 @@ HEADROOM_DEVICE void attend_unit(const KernelParams& params, const AttentionUnit
 
   int load_slot = 0, slot = 0;
   const auto load_next = [&](int block) {
-    if (block < last_block) load_block(params, unit, block, ring + static_cast<SharedAddress>(load_slot * S::kStageBytes));
+    if (block < last_block) load_block(params, unit, block, shared_address(ring + load_slot * S::kStageBytes));
     cp_async_commit();
     load_slot = load_slot + 1 == stages ? 0 : load_slot + 1;
   };
@@ -191,10 +185,10 @@ HEADROOM_DEVICE void attend_unit(const KernelParams& params, const AttentionUnit
     }
     block_sync();  // the block is there for all, and nobody reads the stage that comes next
     if (stages > 1) load_next(block + stages - 1);
-    const SharedAddress stage = ring + static_cast<SharedAddress>(slot * S::kStageBytes);
+    unsigned char* stage = ring + slot * S::kStageBytes;
     slot = slot + 1 == stages ? 0 : slot + 1;
 
-    attend_block<kType>(params, unit, block, stage, queries, exchange, state);
+    attend_block(params, unit, block, stage, queries, exchange, state);
     const bool last = block + 1 == last_block;
     if (last || (block + 1) * S::kKeys % kSplitKeys == 0) {
       end_split(state, merged_max, merged_sum, merged, first_split, last);
@@ -216,13 +210,13 @@ HEADROOM_KERNEL(kThreads, kDim > 128 ? 1 : 2) attention_kernel(HEADROOM_PARAMS K
   const int kv_heads = params.args.pages.kv_heads;
   for (int i = block_x(); i < params.args.unit_count * kv_heads; i += grid_x()) {
     const AttentionUnit unit = params.args.units[i / kv_heads];
-    attend_unit<kType, kDim, kRowWarps>(params, unit, params.args.tiles[unit.tile], i % kv_heads);
+    attend_unit<Shape<kType, kDim, kRowWarps>>(params, unit, params.args.tiles[unit.tile], i % kv_heads);
   }
 }
 
 template <DType kType, int kDim, int kRowWarps>
 void launch_shape(const AttentionArgs& args, const AttentionDevice& device, cudaStream_t stream) {
-  using S = Shape<kDim, kRowWarps>;
+  using S = Shape<kType, kDim, kRowWarps>;
   constexpr int kStagesMax = 3;
   constexpr int kFixedBytes = S::kExchangeBytes + S::kQueryBytes;
   const auto stages = [&](int taken_bytes, int most) {
@@ -258,9 +252,11 @@ void launch_dim(const AttentionArgs& args, const AttentionDevice& device, cudaSt
 
 template <DType kType>
 void launch_type(const AttentionArgs& args, const AttentionDevice& device, cudaStream_t stream) {
-  switch (kernel_dim(args.pages.head_dim)) {
+  switch (kernel_dim(args.pages.head_dim, kType == DType::kI8)) {
     case 64: return launch_dim<kType, 64>(args, device, stream);
-    case 96: return launch_dim<kType, 96>(args, device, stream);
+    case 96:
+      if constexpr (kType != DType::kI8) return launch_dim<kType, 96>(args, device, stream);
+      break;
     case 128: return launch_dim<kType, 128>(args, device, stream);
     default: return launch_dim<kType, 256>(args, device, stream);
   }
@@ -269,10 +265,10 @@ void launch_type(const AttentionArgs& args, const AttentionDevice& device, cudaS
 }  // namespace
 
 void paged_attention(const AttentionArgs& args, const AttentionDevice& device, cudaStream_t stream) {
-  if (args.pages.dtype == DType::kBF16) {
-    launch_type<DType::kBF16>(args, device, stream);
-  } else {
-    launch_type<DType::kF16>(args, device, stream);
+  switch (args.pages.dtype) {
+    case DType::kBF16: return launch_type<DType::kBF16>(args, device, stream);
+    case DType::kF16: return launch_type<DType::kF16>(args, device, stream);
+    default: return launch_type<DType::kI8>(args, device, stream);
   }
 }
 

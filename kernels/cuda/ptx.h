@@ -45,10 +45,15 @@ HEADROOM_DEVICE SharedAddress shared_address(const void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
-// 16 bytes from device to shared memory, past L1, without registers; zeros and no read where not `valid`.
-HEADROOM_DEVICE void cp_async_16(SharedAddress to, const void* from, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// 16 or 4 bytes from device to shared memory without registers, 16 past L1; zeros and no read where not `valid`.
+template <int kBytes>
+HEADROOM_DEVICE void cp_async(SharedAddress to, const void* from, bool valid) {
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(bytes) : "memory");
+  }
 }
 HEADROOM_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `kPending` of this thread's groups are under way. Others see the data after a block_sync.
@@ -124,6 +129,13 @@ HEADROOM_DEVICE float half_to_float(uint16_t half) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
   return value;
+}
+
+// a · b + c of two bf16 each, rounded once.
+HEADROOM_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
 }
 
 // ---- Launch. `name` is what an error says.

@@ -145,9 +145,9 @@ template <int kPending>
 void copy_kernel(const SharedParams p) {
   auto* values = reinterpret_cast<float*>(shared_memory());
   const int at = thread_id() * 4;
-  cp_async_16(shared_address(values + at), p.in + at, true);
+  cp_async<16>(shared_address(values + at), p.in + at, true);
   cp_async_commit();
-  cp_async_16(shared_address(values + 128 + at), p.in + at, false);
+  cp_async<16>(shared_address(values + 128 + at), p.in + at, false);
   cp_async_commit();
   cp_async_wait<kPending>();
   block_sync();
@@ -182,8 +182,8 @@ void torn_warp_kernel(const Empty) {
     shuffle_xor(1.0f, 1);
   }
 }
-void past_the_end_kernel(const Empty) { cp_async_16(1024 - 8, nullptr, false); }
-void stray_kernel(const Empty) { cp_async_16(1024, nullptr, false); }
+void past_the_end_kernel(const Empty) { cp_async<16>(1024 - 8, nullptr, false); }
+void stray_kernel(const Empty) { cp_async<16>(1024, nullptr, false); }
 
 TEST_F(LayerDeathTest, WrongKernelsStop) {
   const auto run = [](void (*kernel)(Empty)) { launch("wrong", kernel, Grid{}, 64, 1024, nullptr, Empty{}); };

@@ -82,43 +82,50 @@ TEST(Chunks, CoverKOnceInWholeSteps) {
   }
 }
 
-template <int kDim>
+template <int kDim, int kElementBytes>
 void check_swizzle() {
-  constexpr int kChunks = kDim / kChunkElements;
+  constexpr int kChunks = kDim * kElementBytes / kChunkBytes;
   constexpr int kKeys = block_keys<kDim>();
   std::set<int> seen;
   for (int key = 0; key < kKeys; ++key) {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int at = swizzled_chunk<kDim>(key, chunk);
+      const int at = swizzled_chunk<kChunks>(key, chunk);
       ASSERT_EQ(at / kChunks, key) << "a row stays in its place";
       ASSERT_TRUE(seen.insert(at).second);
       // What the kernel's address arithmetic rests on.
-      ASSERT_EQ(swizzled_chunk<kDim>(key + 8, chunk), at + 8 * kChunks);
-      ASSERT_EQ(swizzled_chunk<kDim>(key, chunk + 8), at + 8);
+      ASSERT_EQ(swizzled_chunk<kChunks>(key + 8, chunk), at + 8 * kChunks);
+      ASSERT_EQ(swizzled_chunk<kChunks>(key, chunk + 8), at + 8);
     }
   }
   // Eight lanes of one ldmatrix tile, and eight neighbouring lanes of a cp.async, touch each bank once.
   for (int key = 0; key < kKeys; key += 8) {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       std::set<int> banks;
-      for (int row = 0; row < 8; ++row) banks.insert(swizzled_chunk<kDim>(key + row, chunk) % 8);
+      for (int row = 0; row < 8; ++row) banks.insert(swizzled_chunk<kChunks>(key + row, chunk) % 8);
       ASSERT_EQ(banks.size(), 8u) << "head_dim " << kDim << ", key " << key << ", chunk " << chunk;
     }
   }
 }
 
 TEST(Swizzle, IsAPermutationWithoutBankConflicts) {
-  check_swizzle<64>();
-  check_swizzle<96>();
-  check_swizzle<128>();
-  check_swizzle<256>();
+  check_swizzle<64, 2>();
+  check_swizzle<96, 2>();
+  check_swizzle<128, 2>();
+  check_swizzle<256, 2>();
+  check_swizzle<64, 1>();
+  check_swizzle<128, 1>();
+  check_swizzle<256, 1>();
 }
 
 TEST(KernelDim, HoldsEveryHead) {
-  for (int head_dim = 8; head_dim <= 256; head_dim += 8) EXPECT_GE(kernel_dim(head_dim), head_dim);
-  EXPECT_EQ(kernel_dim(64), 64);
-  EXPECT_EQ(kernel_dim(80), 96);
-  EXPECT_EQ(kernel_dim(128), 128);
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    EXPECT_GE(kernel_dim(head_dim, false), head_dim);
+    EXPECT_GE(kernel_dim(head_dim, true), head_dim);
+  }
+  EXPECT_EQ(kernel_dim(64, false), 64);
+  EXPECT_EQ(kernel_dim(80, false), 96);
+  EXPECT_EQ(kernel_dim(80, true), 128);
+  EXPECT_EQ(kernel_dim(128, true), 128);
 }
 
 // ---- The work list: every (row, key) that is seen is in exactly one unit.

@@ -252,8 +252,9 @@ TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
   const std::vector<float> norm = reference::random_floats(static_cast<size_t>(c.head_dim), 12);
   std::vector<float> inv_freq;
   for (int32_t i = 0; i < c.rotary_dim / 2; ++i) inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(c.rotary_dim)));
-  const size_t page_bytes = size_t{2} * 2 * kv_heads * page_tokens * static_cast<size_t>(c.head_dim);
-  for (const DType type : kHalves) {
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kI8}) {
+    if (type == DType::kI8 && c.head_dim % 16 != 0) continue;
+    const size_t page_bytes = KvLayer{nullptr, 0, type, kv_heads, page_tokens, c.head_dim}.page_bytes();
     std::vector<std::vector<float>> results;
     std::vector<std::vector<std::byte>> pools;
     for (const bool is_cuda : {false, true}) {

@@ -15,7 +15,8 @@ std::unique_ptr<Backend> backend_with(int32_t attention_blocks = 5) {
   return make_cuda_backend({.multiprocessors = 4, .attention_blocks = attention_blocks});
 }
 
-// Queries, keys and values are exact in the type; what remains is the rounding of the weights to 8 or 11 bits.
+// Queries, keys and values are exact in the type, but for queries over int8 pages, which are rounded to bf16; what remains is the
+// rounding of the weights to 8 or 11 bits.
 double frobenius_error(std::span<const float> row, const std::vector<double>& expected) {
   double difference = 0.0, size = 0.0;
   for (size_t i = 0; i < row.size(); ++i) {
@@ -25,7 +26,7 @@ double frobenius_error(std::span<const float> row, const std::vector<double>& ex
   const double error = std::sqrt(difference / size);
   return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
 }
-double tolerance(DType type) { return type == DType::kBF16 ? 4e-3 : 5e-4; }
+double tolerance(DType type) { return type == DType::kBF16 ? 4e-3 : type == DType::kI8 ? 6e-3 : 5e-4; }
 
 // Lengths around pages, blocks of keys and splits, as single tokens and in chunks.
 class CudaAttention : public testing::TestWithParam<std::tuple<int32_t, int32_t>> {};
@@ -42,9 +43,11 @@ TEST_P(CudaAttention, MatchesTheReferenceAtEveryLengthAroundAPageAndASplit) {
   const std::vector<int32_t> around_pages{0, 0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 68};
   for (const int32_t page_tokens : {16, 32, 64}) cases.push_back({DType::kBF16, page_tokens, around_pages});
   cases.push_back({DType::kF16, 16, around_pages});
+  if (head_dim % 16 == 0) cases.push_back({DType::kI8, 32, around_pages});
   if (group % 7 == 1) {
     cases.push_back({DType::kBF16, 16, {0, 500, 511, 512, 513, 514}});
     cases.push_back({DType::kBF16, 32, {0, 1018, 1023, 1024, 1025, 1026}});
+    cases.push_back({DType::kI8, 16, {0, 510, 512, 513}});
   }
   for (const Case& c : cases) {
     const int32_t from = c.cuts[1];
@@ -98,8 +101,8 @@ std::vector<uint32_t> bits_of(Backend& backend, const Sequence& sequence, int32_
 }
 
 TEST(CudaAttentionBits, PageSizeAndPlacementChangeNothing) {
-  for (const int32_t head_dim : {40, 128}) {
-    const Sequence sequence({3, 2, head_dim, DType::kBF16, 0}, 150, 22);
+  for (const auto& [head_dim, type] : {std::pair{40, DType::kBF16}, {128, DType::kBF16}, {80, DType::kI8}}) {
+    const Sequence sequence({3, 2, head_dim, type, 0}, 150, 22);
     const auto backend = backend_with();
     const auto expected = bits_of(*backend, sequence, 16, {0, 100, 149, 150});
     for (const int32_t page_tokens : {16, 32, 64}) {
@@ -112,9 +115,11 @@ TEST(CudaAttentionBits, PageSizeAndPlacementChangeNothing) {
 
 // Prefill ≡ decode: tiles of 64, 32 and 16 rows, whole or cut into splits, all keep the same arithmetic.
 TEST(CudaAttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
-  for (const auto& [head_dim, group, window] : {std::tuple{64, 4, 0}, {128, 7, 0}, {96, 3, 90}, {256, 2, 0}, {64, 32, 70}}) {
+  constexpr DType kBF16 = DType::kBF16, kI8 = DType::kI8;
+  for (const auto& [head_dim, group, window, type] : {std::tuple{64, 4, 0, kBF16}, {128, 7, 0, kBF16}, {96, 3, 90, kBF16},
+                                                      {256, 2, 0, kBF16}, {64, 32, 70, kBF16}, {64, 7, 0, kI8}, {256, 3, 0, kI8}}) {
     const int32_t tokens = 518;
-    const Sequence sequence({group, 1, head_dim, DType::kBF16, window}, tokens, 20);
+    const Sequence sequence({group, 1, head_dim, type, window}, tokens, 20);
     const auto backend = backend_with();
     const auto whole = bits_of(*backend, sequence, 16, {0, 440, tokens}, 1, 440);
     std::vector<int32_t> ends{0, 440, 441, 442, 449, 460, 464, 508};
@@ -148,7 +153,7 @@ TEST(CudaAttentionBits, OrderOfThreadsAndBlocksChangesNothing) {
 TEST(CudaAttentionBits, BatchMatesChangeNothing) {
   std::mt19937_64 random(99);
   const auto backend = backend_with();
-  for (const auto& [head_dim, group, type] : {std::tuple{64, 4, DType::kBF16}, {128, 8, DType::kF16}}) {
+  for (const auto& [head_dim, group, type] : {std::tuple{64, 4, DType::kBF16}, {128, 8, DType::kF16}, {128, 4, DType::kI8}}) {
     const Shape shape{group, 2, head_dim, type, 0};
     std::vector<Sequence> sequences;
     std::vector<std::vector<uint32_t>> alone;
@@ -212,7 +217,7 @@ TEST(CudaAttentionBits, GroupsEqualRepeatedHeads) {
 TEST(CudaAttentionBits, PaddingIsNothing) {
   for (const int32_t blocks : {1, 132}) {
     const auto backend = backend_with(blocks);
-    for (const DType type : {DType::kBF16, DType::kF16}) expect_padding_is_nothing(*backend, {4, 2, 64, type, 0});
+    for (const DType type : {DType::kBF16, DType::kF16, DType::kI8}) expect_padding_is_nothing(*backend, {4, 2, 64, type, 0});
     expect_padding_is_nothing(*backend, {1, 2, 128, DType::kBF16, 30});
     expect_padding_is_nothing(*backend, {32, 1, 256, DType::kF16, 0});
   }
@@ -229,13 +234,17 @@ TEST(CudaAttentionBits, OneChangedKeyShows) {
 
 TEST(CudaAttentionBits, ANaNKeyShows) {
   const auto backend = backend_with();
-  const Shape shape{4, 1, 64, DType::kBF16, 0};
-  Sequence sequence(shape, 60, 24);
-  for (int64_t i = shape.out_cols(); i < shape.cols(); ++i)
-    sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
-  const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 37, 60});
-  for (size_t i = 0; i < rows.size(); ++i) {
-    ASSERT_EQ(std::isnan(rows[i]), i >= static_cast<size_t>(37 * shape.out_cols())) << i;
+  for (const DType type : {DType::kBF16, DType::kI8}) {
+    const Shape shape{4, 1, 64, type, 0};
+    for (const bool value : {false, true}) {
+      Sequence sequence(shape, 60, 24);
+      const int64_t first = shape.out_cols() + (value ? shape.head_dim : 0);
+      for (int64_t i = first; i < first + shape.head_dim; ++i) sequence.qkv[static_cast<size_t>(37 * shape.cols() + i)] = kNaN;
+      const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 37, 60});
+      for (size_t i = 0; i < rows.size(); ++i) {
+        ASSERT_EQ(std::isnan(rows[i]), i >= static_cast<size_t>(37 * shape.out_cols())) << i;
+      }
+    }
   }
 }
 

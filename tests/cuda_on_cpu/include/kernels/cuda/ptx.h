@@ -68,9 +68,10 @@ inline SharedAddress shared_address(const void* pointer) {
   return static_cast<SharedAddress>(static_cast<const unsigned char*>(pointer) - cuda_on_cpu::shared_begin());
 }
 
-inline void cp_async_16(SharedAddress to, const void* from, bool valid) {
-  CHECK_EQ(reinterpret_cast<uintptr_t>(from) % 16, 0u) << "an unaligned source of cp.async";
-  cuda_on_cpu::copy_later(shared_at(to, 16), valid ? from : nullptr, 16);
+template <int kBytes>
+void cp_async(SharedAddress to, const void* from, bool valid) {
+  CHECK_EQ(reinterpret_cast<uintptr_t>(from) % kBytes, 0u) << "an unaligned source of cp.async";
+  cuda_on_cpu::copy_later(shared_at(to, kBytes), valid ? from : nullptr, kBytes);
 }
 inline void cp_async_commit() { cuda_on_cpu::close_copy_group(); }
 template <int kPending>
@@ -202,6 +203,14 @@ inline float shuffle_xor(float value, int lanes) {
     }
   });
   return out;
+}
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto at = [&](int upper) {
+    const auto value = [upper](uint32_t pair) { return half_of(DType::kBF16, pair, upper); };
+    return fmaf(value(a), value(b), value(c));  // rounded twice, which shows only where fp32 does not hold it
+  };
+  return pack_halves<DType::kBF16>(at(0), at(1));
 }
 
 inline float exp2_fast(float x) { return exp2f(x); }
