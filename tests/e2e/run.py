@@ -16,6 +16,7 @@ from harness import ROOT, Server, run_tests, use_venv
 import api_tests
 import capacity_tests
 import fault_tests
+import format_tests
 import load_tests
 import page_tests
 import start_tests
@@ -31,7 +32,7 @@ def main():
     binary = os.path.abspath(arguments.server)
     wanted = lambda tests: [(name, test) for name, test in tests if arguments.only in name]  # noqa: E731
 
-    own_server = wanted(start_tests.tests(binary, arguments.model) + capacity_tests.tests(binary) +
+    own_server = wanted(start_tests.tests(binary, arguments.model) + capacity_tests.tests(binary) + format_tests.tests(binary) +
                         load_tests.tests_with_own_server(binary, arguments.model) + fault_tests.tests(binary, arguments.model) +
                         page_tests.tests(binary, os.path.join(os.path.dirname(binary), "screenshots")))
     with Server(binary, arguments.model, "--kv-memory", "64MiB") as server:
