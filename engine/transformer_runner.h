@@ -26,12 +26,14 @@ class TransformerRunner : public ModelRunner {
   KvCache& cache() { return *cache_; }
   const Transformer& transformer() const { return *transformer_; }
   const Backend& backend() const { return *backend_; }
+  Backend& backend() { return *backend_; }
 
  private:
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Transformer> transformer_;
   int32_t logits_rows_max_;
+  std::unique_ptr<Buffer> host_logits_;  // null where the backend's memory is the host's
 };
 
 }  // namespace headroom

@@ -9,10 +9,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/dtype.h"
 #include "kernels/tensor.h"
@@ -27,7 +31,7 @@ class BackendError : public std::runtime_error {
   Kind kind;
 };
 
-// Memory of the backend, freed with the object; must not outlive its backend.
+// Memory, freed with the object; must not outlive the backend that it is of.
 class Buffer {
  public:
   virtual ~Buffer() = default;
@@ -90,6 +94,25 @@ struct AttentionParams {
   int32_t window_tokens = 0;  // key j is seen by row i iff i − j < window_tokens; 0: no window
 };
 
+// Memory of a device, as it says itself.
+struct DeviceMemoryState {
+  int64_t free_bytes = 0;
+  int64_t total_bytes = 0;
+};
+
+// The largest steps that will be asked for.
+struct StepLimits {
+  int32_t rows = 0;                                   // of a step
+  int32_t logits_rows = 0;                            // whose logits are computed at once
+  int32_t sequences = 0;                              // of a step
+  int32_t sequence_pages = 0;                         // in the page table of one
+  std::vector<std::pair<int64_t, int64_t>> weights;   // [N, K] of the layers' gemms
+  std::pair<int64_t, int64_t> output_weight;          // [V, D]
+  int32_t query_heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -97,13 +120,29 @@ class Backend {
   virtual std::string description() const = 0;  // for logs and /version: "cpu: AVX3_ZEN4, 2 threads"
   virtual bool host_readable() const { return true; }  // the host may read its memory, after synchronize()
 
+  // Of its device; none: it takes memory of the host. Any thread.
+  virtual std::optional<DeviceMemoryState> device_memory() const { return std::nullopt; }
+  // What ops take for themselves in steps up to these limits, beside the memory that is handed to them; reserve() takes it now, so that
+  // no step takes any. Without reserve(), and beyond its limits, ops take memory as they need it.
+  virtual size_t workspace_bytes(const StepLimits& /*limits*/) const { return 0; }
+  virtual void reserve(const StepLimits& /*limits*/) {}
+
   virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;  // 64-byte aligned; contents undefined; not counted as resident until written
+  // Memory of the host, to and from which the backend copies fastest.
+  virtual std::unique_ptr<Buffer> allocate_host(size_t bytes) { return allocate(bytes); }
   virtual void copy_in(std::byte* destination, const void* host_source, size_t bytes) = 0;
   virtual void copy_out(void* host_destination, const std::byte* source, size_t bytes) = 0;
   virtual void copy(std::byte* destination, const std::byte* source, size_t bytes) = 0;  // within the backend
   virtual void synchronize() = 0;
   // The batch of the ops that follow, until the next call. The batch, and what it points to, must not change before that.
   virtual void begin_step(const BatchView& /*batch*/) {}
+  // A whole step: begin_step, and the ops that `ops` calls for the batch that it is given, which is `batch` or has rows of padding behind
+  // it that nobody reads. Calls with the same `program` call the same ops with the same arguments, but for the batch and the number
+  // of rows, so a backend may record them once and replay them; then `ops` is not called.
+  virtual void run_step(const BatchView& batch, uint64_t /*program*/, const std::function<void(const BatchView&)>& ops) {
+    begin_step(batch);
+    ops(batch);
+  }
 
   // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. Elements are kept as
   // stored; parts of different types are kept as fp32.

@@ -16,6 +16,7 @@
 #include "engine/transformer_runner.h"
 #include "kernels/cpu/machine_probe.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/device.h"
 #include "server/command_line.h"
 
 namespace headroom {
@@ -29,6 +30,8 @@ struct BenchOptions {
   std::string shape;                    // config.json alone: random weights
   std::string weight_type;              // empty: as stored; bf16 where they are random
   std::string kv_type = "bf16";
+  std::string device = "auto";
+  bool cuda_graphs = true;
   int threads = 0;
   std::vector<int32_t> batches = {1, 8, 32};
   std::vector<int32_t> depths = {128};  // tokens in the cache before decoding
@@ -49,11 +52,29 @@ DType parse_dtype(const std::string& name, std::initializer_list<DType> choices)
 DType parse_kv_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}); }
 DType parse_weight_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4}); }
 
+// Read and written, as a device copies within its memory: the ceiling of what only moves bytes.
+double measured_copy_bytes_per_second(Backend& backend) {
+  constexpr int kCopies = 20;
+  const int64_t room = backend.device_memory().value_or(DeviceMemoryState{}).free_bytes / 4;
+  const auto bytes = static_cast<size_t>(std::clamp<int64_t>(room, 1 << 20, 1 << 30));
+  const auto from = backend.allocate(bytes), to = backend.allocate(bytes);
+  double best = 0;
+  for (int repetition = 0; repetition < 4; ++repetition) {  // the first one warms up
+    backend.synchronize();
+    const auto start = Clock::now();
+    for (int i = 0; i < kCopies; ++i) backend.copy(to->data(), from->data(), bytes);
+    backend.synchronize();
+    if (repetition > 0) best = std::max(best, 2.0 * kCopies * static_cast<double>(bytes) / seconds_since(start));
+  }
+  return best;
+}
+
 // Of a machine that others may share, so they are measured beside each row.
 struct MachineLimits {
-  double bytes_per_second = 0, flops_per_second = 0;
+  double bytes_per_second = 0, flops_per_second = 0;  // 0: not known
 
-  static MachineLimits measured(int threads) {
+  static MachineLimits measured(Backend& backend, int threads) {
+    if (!backend.host_readable()) return {measured_copy_bytes_per_second(backend), 0};
     return {measured_read_bytes_per_second(threads), measured_fma_flops_per_second(threads)};
   }
   static MachineLimits mean(const MachineLimits& a, const MachineLimits& b) {
@@ -133,16 +154,16 @@ class Bench {
                                std::to_string(config_.context_tokens) + ": lower --depth or --prompt");
     }
     shape_ = kv_shape(config_, parse_kv_dtype(options_.kv_type), kPageTokens);
-    auto backend = make_cpu_backend({.threads = options_.threads});
     std::optional<DType> weight_type;
     if (!options_.weight_type.empty()) weight_type = parse_weight_dtype(options_.weight_type);
+    if (options_.model.empty() && !weight_type) weight_type = DType::kBF16;
+    auto backend = choose(weight_type);
     auto weights = options_.model.empty()
-                       ? random_weights(config_, weight_type.value_or(DType::kBF16), 1, *backend)
+                       ? random_weights(config_, *weight_type, 1, *backend)
                        : load_weights(*opened_.tensors, config_, *backend, {}, WeightTypes::of(weight_type));
-    const int32_t rows = std::max(kChunkTokens, widest);
-    auto transformer = std::make_unique<Transformer>(
-        config_, std::move(weights), *backend,
-        TransformerOptions{.step_tokens_max = rows, .logits_rows_max = widest, .served_context_tokens = context_tokens_});
+    const TransformerOptions sizes{.step_tokens_max = std::max(kChunkTokens, widest), .logits_rows_max = widest, .served_context_tokens = context_tokens_};
+    auto transformer = std::make_unique<Transformer>(config_, std::move(weights), *backend, sizes);
+    backend->reserve(step_limits(config_, sizes, widest, static_cast<int32_t>(pages_for_tokens(context_tokens_, kPageTokens))));
     auto cache = std::make_unique<KvCache>(shape_, widest * pages_for_tokens(context_tokens_, kPageTokens), *backend);
     runner_ = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), widest);
   }
@@ -185,10 +206,24 @@ class Bench {
   const ModelConfig& config() const { return config_; }
   const KvShape& shape() const { return shape_; }
   const TransformerRunner& runner() const { return *runner_; }
+  Backend& backend() { return runner_->backend(); }
 
  private:
   static constexpr int32_t kPageTokens = 32;
   static constexpr int32_t kChunkTokens = 512;
+
+  std::unique_ptr<Backend> choose(std::optional<DType> weight_type) const {
+    std::set<DType> types;
+    if (options_.model.empty()) {
+      types.insert(*weight_type);
+    } else {
+      types = loaded_weight_types(*opened_.tensors, config_, WeightTypes::of(weight_type));
+    }
+    ChosenBackend chosen = choose_backend(
+        {.device = options_.device, .threads = options_.threads, .cuda_graphs = options_.cuda_graphs, .weights = types, .kv = shape_.dtype});
+    if (!chosen.reason.empty()) std::fprintf(stderr, "not CUDA: %s\n", chosen.reason.c_str());
+    return std::move(chosen.backend);
+  }
 
   void run_prompt(BenchSequences& sequences, int32_t tokens) {
     for (int32_t begin = 0; begin < tokens; begin += kChunkTokens) {
@@ -219,12 +254,21 @@ class Bench {
   std::unique_ptr<TransformerRunner> runner_;
 };
 
+std::string share_text(double rate, double limit) {
+  if (limit == 0) return "-";
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.0f%% of %.0f", 100 * rate / limit, limit / 1e9);
+  return text;
+}
+
 void print_table(const Bench& bench, const std::vector<Row>& rows) {
   std::printf("%s, %lld parameters, %.1f MB of weights, KV %s %lld bytes per token; %s\n", bench.config().architecture.c_str(),
               static_cast<long long>(bench.config().parameters()), static_cast<double>(bench.runner().transformer().weight_bytes()) / 1e6,
               std::string(dtype_name(bench.shape().dtype)).c_str(), static_cast<long long>(bench.shape().token_bytes()),
               bench.runner().backend().description().c_str());
-  std::printf("limits: read bandwidth and fp32 FMA peak, each measured before and after a row\n\n");
+  const bool on_device = !bench.runner().backend().host_readable();
+  std::printf("limits: %s, each measured before and after a row\n\n",
+              on_device ? "bytes read and written by a copy within the device" : "read bandwidth and fp32 FMA peak");
   std::printf("%-8s %6s %6s %10s %23s %6s %12s %8s %13s\n", "test", "batch", "depth", "tokens/s", "ms per step (min-max)", "GB/s",
               "of limit", "GFLOP/s", "of limit");
   for (const Row& row : rows) {
@@ -232,14 +276,14 @@ void print_table(const Bench& bench, const std::vector<Row>& rows) {
     const auto [low, high] = std::minmax_element(row.step_seconds.begin(), row.step_seconds.end());
     char range[48];
     std::snprintf(range, sizeof(range), "%.2f (%.2f-%.2f)", seconds * 1e3, *low * 1e3, *high * 1e3);
-    std::printf("%-8s %6d %6d %10.1f %23s %6.1f %5.0f%% of %2.0f %8.1f %5.0f%% of %4.0f\n", row.name.c_str(), row.batch, row.depth,
-                row.tokens_per_second(), range, row.bytes / seconds / 1e9, 100 * row.bytes / seconds / row.limits.bytes_per_second,
-                row.limits.bytes_per_second / 1e9, row.flops / seconds / 1e9, 100 * row.flops / seconds / row.limits.flops_per_second,
-                row.limits.flops_per_second / 1e9);
+    std::printf("%-8s %6d %6d %10.1f %23s %6.1f %12s %8.1f %13s\n", row.name.c_str(), row.batch, row.depth, row.tokens_per_second(), range,
+                row.bytes / seconds / 1e9, share_text(row.bytes / seconds, row.limits.bytes_per_second).c_str(), row.flops / seconds / 1e9,
+                share_text(row.flops / seconds, row.limits.flops_per_second).c_str());
   }
 }
 
 void print_json(const Bench& bench, const std::vector<Row>& rows) {
+  const auto share = [](double rate, double limit) { return limit > 0 ? nlohmann::ordered_json(rate / limit) : nlohmann::ordered_json(); };
   nlohmann::ordered_json out = {{"architecture", bench.config().architecture},
                                 {"parameters", bench.config().parameters()},
                                 {"weight_bytes", bench.runner().transformer().weight_bytes()},
@@ -257,8 +301,8 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
                               {"step_flops", row.flops},
                               {"limit_bytes_per_second", row.limits.bytes_per_second},
                               {"limit_flops_per_second", row.limits.flops_per_second},
-                              {"bandwidth_share", row.bytes / row.median_seconds() / row.limits.bytes_per_second},
-                              {"peak_share", row.flops / row.median_seconds() / row.limits.flops_per_second}});
+                              {"bandwidth_share", share(row.bytes / row.median_seconds(), row.limits.bytes_per_second)},
+                              {"peak_share", share(row.flops / row.median_seconds(), row.limits.flops_per_second)}});
   }
   std::printf("%s\n", out.dump(2).c_str());
 }
@@ -272,6 +316,8 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--shape", options.shape, "config.json of a shape; random weights are used")->excludes(model);
   app.add_option("--weights", options.weight_type, "what matrices are kept as: fp32, bf16, fp16, int8, int4 [as stored; bf16 where they are random]");
   app.add_option("--kv", options.kv_type, "element type of the KV cache")->capture_default_str();
+  app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
+  app.add_option("--cuda-graphs", options.cuda_graphs, "decode steps on a device are recorded once and replayed")->capture_default_str();
   app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
   app.add_option("--batch", options.batches, "sequences decoded at once")->delimiter(',')->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--depth", options.depths, "tokens in the cache before decoding")->delimiter(',')->check(CLI::Range(1, 1 << 20))->capture_default_str();
@@ -287,9 +333,9 @@ int run_bench(const std::vector<std::string>& arguments) {
   Bench bench(options);
   const int threads = options.threads > 0 ? options.threads : usable_physical_cores();
   std::vector<Row> rows;
-  MachineLimits before = MachineLimits::measured(threads);
+  MachineLimits before = MachineLimits::measured(bench.backend(), threads);
   const auto add = [&](Row row) {
-    const MachineLimits after = MachineLimits::measured(threads);
+    const MachineLimits after = MachineLimits::measured(bench.backend(), threads);
     row.limits = MachineLimits::mean(before, after);
     before = after;
     rows.push_back(std::move(row));

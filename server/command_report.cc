@@ -6,6 +6,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "kernels/device.h"
 #include "server/options.h"
 #include "server/report.h"
 #include "server/report_html.h"
@@ -36,6 +37,7 @@ int run_report(const std::vector<std::string>& arguments) {
   app.add_option("--output", output, "the file to write")->capture_default_str();
   app.add_option("--kv", kv, "element type of the KV cache; else as config.json's")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16", "int8"}));
+  app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
   app.add_option("--threads", options.threads,
                  "of what is timed; one is the least disturbed by others; 0: one per physical core")
       ->check(CLI::Range(0, 1024))

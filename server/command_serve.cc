@@ -100,8 +100,8 @@ std::vector<std::string> served_names(const ServeOptions& options) {
 // The server from its first socket to its last answer. The model comes later than the listener, so that probes see why it is not ready.
 class Serving {
  public:
-  Serving(const ServeOptions& options, const EndSignal& end)
-      : options_(options), end_(end), names_(served_names(options)), routes_(all_routes()), metrics_(names_.front(), handlers()) {
+  Serving(const ServeOptions& options, const BackendChooser& choose, const EndSignal& end)
+      : options_(options), choose_(choose), end_(end), names_(served_names(options)), routes_(all_routes()), metrics_(names_.front(), handlers()) {
     http_ = std::make_unique<HttpServer>(options_.http, routes_, [this](auto path, auto method, int status, double seconds) {
       metrics_.observe_http(path, method, status, seconds);
     });
@@ -119,7 +119,7 @@ class Serving {
 
   void load() {
     const auto bar = make_progress("loading weights");
-    auto model = load_model(options_, &metrics_, [this, &bar](size_t done, size_t total) {
+    auto model = load_model(options_, choose_, &metrics_, [this, &bar](size_t done, size_t total) {
       if (end_.came()) throw Interrupted();
       bar(done, total);
     });
@@ -203,7 +203,8 @@ class Serving {
     const ModelConfig& config = model.config;
     spdlog::info("model {}: {}, {} layers, {} parameters, weights {}", names_.front(), config.architecture, config.layers,
                  config.parameters(), format_bytes(model.facts.weight_bytes));
-    spdlog::info("backend {}", model.backend);
+    spdlog::info("backend {}{}{}", model.backend, model.backend_reason.empty() ? "" : "; not CUDA: ", model.backend_reason);
+    log_device_memory(model.facts);
     spdlog::info("{}", kv_table(model.plan));
     std::string phases;
     for (const auto& [phase, seconds] : model.facts.startup_seconds) {
@@ -213,8 +214,18 @@ class Serving {
     spdlog::info("ready at http://{}{}{}:{} (seconds: {})", is_v6 ? "[" : "", options_.http.host, is_v6 ? "]" : "", http_->port(), phases);
   }
 
+  static void log_device_memory(const ModelFacts& facts) {
+    if (!facts.device_memory) return;
+    const auto part = [](int64_t predicted, int64_t bytes) { return format_bytes(bytes) + " (predicted " + format_bytes(predicted) + ")"; };
+    spdlog::info("memory of the device: {} weights, {} activations, {} workspaces, {} KV pool; free {} of {}",
+                 part(facts.weight_bytes_predicted, facts.weight_bytes), part(facts.activation_bytes_predicted, facts.activation_bytes),
+                 part(facts.workspace_bytes_predicted, facts.workspace_bytes), part(facts.capacity.pool_bytes, facts.pool_bytes),
+                 format_bytes(facts.device_memory->free_bytes), format_bytes(facts.device_memory->total_bytes));
+  }
+
   const Clock::time_point begin_ = Clock::now();
   const ServeOptions& options_;
+  const BackendChooser& choose_;
   const EndSignal& end_;
   const std::vector<std::string> names_;
   mutable std::mutex model_mutex_;
@@ -227,7 +238,7 @@ class Serving {
 
 }  // namespace
 
-int run_serve(const std::vector<std::string>& arguments) {
+int run_serve(const std::vector<std::string>& arguments, const BackendChooser& choose) {
   const ParsedOptions parsed = parse_serve_options(arguments);
   if (parsed.help) {
     std::fputs(options_help().c_str(), stdout);
@@ -236,7 +247,7 @@ int run_serve(const std::vector<std::string>& arguments) {
   set_up_logging(parsed.options.log_level, parsed.options.log_format);
   raise_descriptor_limit();
   EndSignal end;
-  Serving serving(parsed.options, end);
+  Serving serving(parsed.options, choose, end);
   try {
     serving.load();
   } catch (const Interrupted&) {

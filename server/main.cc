@@ -29,13 +29,15 @@ int run_options(const Arguments& arguments) {
   return 0;
 }
 
+int run_server(const Arguments& arguments) { return headroom::run_serve(arguments); }
+
 int run_version(const Arguments&) {
   std::puts("headroom " HEADROOM_VERSION);
   return 0;
 }
 
 constexpr Command kCommands[] = {
-    {"serve", "serve a model over HTTP", headroom::run_serve},
+    {"serve", "serve a model over HTTP", run_server},
     {"plan", "say what a deployment takes and what fits, from the shape of a model", headroom::run_plan},
     {"bench", "measure prefill and decode against this machine's limits", headroom::run_bench},
     {"convert", "write a model with another number of KV heads", headroom::run_convert},

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "engine/engine.h"
 #include "engine/model/capacity.h"
 #include "engine/observer.h"
+#include "kernels/backend.h"
 #include "server/process_stats.h"
 
 namespace headroom {
@@ -27,7 +29,9 @@ struct ModelFacts {
   Capacity capacity;
   int64_t weight_bytes_predicted = 0, weight_bytes = 0;  // by arithmetic from config.json; as allocated
   int64_t pool_bytes = 0;                                // as allocated; predicted is capacity.pool_bytes
-  int64_t activation_bytes = 0;
+  int64_t activation_bytes_predicted = 0, activation_bytes = 0;
+  int64_t workspace_bytes_predicted = 0, workspace_bytes = 0;  // what the backend's ops take for themselves
+  std::optional<DeviceMemoryState> device_memory;              // after the start; none: the CPU computes
   bool prefix_cache = true;
   std::vector<std::pair<std::string, double>> startup_seconds;  // by phase
 };

@@ -22,12 +22,13 @@ namespace headroom {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr double kDefaultShare = 0.25;    // of the free memory, for the pool
+constexpr double kDeviceShare = 0.9;      // of what is free on a device, for the pool
 constexpr int32_t kLogitsRowsMax = 64;    // rows of logits at once; more sequences take turns
 
-int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, int64_t available_bytes) {
+int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, const PoolMemory& memory) {
+  const int64_t available_bytes = memory.available_bytes;
   if (!options.kv_memory) {
-    const auto share = static_cast<int64_t>(static_cast<double>(available_bytes) * kDefaultShare);
+    const auto share = static_cast<int64_t>(static_cast<double>(available_bytes) * memory.default_share);
     const int64_t one = shape.request_bytes(context_tokens);
     return one > share / options.running_sequences_max ? share : one * options.running_sequences_max;  // the product could overflow
   }
@@ -119,19 +120,83 @@ class Phases {
   std::vector<std::pair<std::string, double>> seconds_;
 };
 
-void start_engine(const ServeOptions& options, EngineObserver* observer, std::unique_ptr<Backend> backend,
-                  std::shared_ptr<const ModelWeights> weights, LoadedModel& model) {
+TransformerOptions transformer_options(const ModelConfig& config, const ServeOptions& options) {
+  return {.step_tokens_max = options.step_tokens_max,
+          .logits_rows_max = std::min(kLogitsRowsMax, options.running_sequences_max),
+          .served_context_tokens = options.context_tokens > 0 ? options.context_tokens : config.context_tokens};
+}
+
+StepLimits limits_of_steps(const ModelConfig& config, const ServeOptions& options) {
+  const TransformerOptions sizes = transformer_options(config, options);
+  const int64_t pages = pages_for_tokens(sizes.served_context_tokens, options.page_tokens);
+  return step_limits(config, sizes, options.running_sequences_max, static_cast<int32_t>(pages));
+}
+
+void check_context_tokens(const ModelConfig& config, const ServeOptions& options) {
+  if (options.context_tokens > config.context_tokens) {
+    throw std::runtime_error("--context-tokens " + std::to_string(options.context_tokens) + " is more than the model's " +
+                             std::to_string(config.context_tokens));
+  }
+}
+
+// What a run takes beside the pool, by arithmetic.
+ModelFacts predicted_memory(const Backend& backend, const OpenModel& opened, const WeightTypes& types, const ServeOptions& options) {
+  ModelFacts facts;
+  facts.weight_bytes_predicted = static_cast<int64_t>(predicted_weight_bytes(*opened.tensors, opened.config, types));
+  facts.activation_bytes_predicted =
+      static_cast<int64_t>(Transformer::predicted_activation_bytes(opened.config, transformer_options(opened.config, options)));
+  facts.workspace_bytes_predicted = static_cast<int64_t>(backend.workspace_bytes(limits_of_steps(opened.config, options)));
+  return facts;
+}
+
+// Of a device everything is taken at start, so that most of what is left can be pool. A host has other uses for its memory.
+PoolMemory memory_of_pool(const Backend& backend, const ModelFacts& facts, const ServeOptions& options) {
+  const std::optional<DeviceMemoryState> device = backend.device_memory();
+  const int64_t available_bytes = device ? device->free_bytes : available_memory_bytes();
+  check_weight_bytes(facts.weight_bytes_predicted, options.model, available_bytes);
+  const int64_t beside_weights = available_bytes - facts.weight_bytes_predicted;
+  if (!device) return {.available_bytes = beside_weights};
+  const int64_t taken = facts.activation_bytes_predicted + facts.workspace_bytes_predicted;
+  return {.available_bytes = std::max<int64_t>(0, beside_weights - taken), .default_share = kDeviceShare};
+}
+
+// Runs what takes memory of a device; where there is not enough, says what could be done.
+template <typename Take>
+auto take_memory(const std::string& what, const std::string& remedy, const Take& take) {
+  try {
+    return take();
+  } catch (const BackendError& error) {
+    if (error.kind != BackendError::Kind::out_of_memory) throw;
+    throw std::runtime_error(what + ": " + error.what() + ": " + remedy);
+  }
+}
+
+// Takes all memory of a run: activations, workspaces, and the pool last, so that it can be said what it may be.
+std::unique_ptr<TransformerRunner> make_runner(const ServeOptions& options, std::unique_ptr<Backend> backend,
+                                               std::shared_ptr<const ModelWeights> weights, LoadedModel& model) {
   const KvPlan& plan = model.plan;
-  model.facts.weight_bytes = static_cast<int64_t>(weights->bytes);
-  const int32_t logits_rows_max = std::min(kLogitsRowsMax, options.running_sequences_max);
-  auto cache = std::make_unique<KvCache>(plan.shape, plan.capacity.pages, *backend);
-  auto transformer = std::make_unique<Transformer>(model.config, weights, *backend,
-                                                   TransformerOptions{.step_tokens_max = options.step_tokens_max,
-                                                                      .logits_rows_max = logits_rows_max,
-                                                                      .served_context_tokens = plan.rope_context_tokens});
+  const TransformerOptions sizes = transformer_options(model.config, options);
+  const std::string fewer = "set --step-tokens-max or --running-sequences-max lower";
+  auto transformer = take_memory("activations", fewer, [&] {
+    return std::make_unique<Transformer>(model.config, std::move(weights), *backend, sizes);
+  });
+  const StepLimits limits = limits_of_steps(model.config, options);
+  take_memory("workspaces", fewer, [&] { backend->reserve(limits); });
+  const std::optional<DeviceMemoryState> left = backend->device_memory();
+  const std::string fits = left ? "to at most " + format_bytes(left->free_bytes) : "lower";
+  auto cache = take_memory("KV pool", "set --kv-memory " + fits, [&] {
+    return std::make_unique<KvCache>(plan.shape, plan.capacity.pages, *backend);
+  });
   model.facts.pool_bytes = cache->pool_bytes();
   model.facts.activation_bytes = static_cast<int64_t>(transformer->activation_bytes());
-  auto runner = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), logits_rows_max);
+  model.facts.workspace_bytes = static_cast<int64_t>(backend->workspace_bytes(limits));
+  auto runner = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), sizes.logits_rows_max);
+  model.facts.device_memory = runner->backend().device_memory();
+  return runner;
+}
+
+void start_engine(const ServeOptions& options, EngineObserver* observer, std::unique_ptr<TransformerRunner> runner, LoadedModel& model) {
+  const KvPlan& plan = model.plan;
   EngineOptions engine_options;
   engine_options.scheduler.pages_total = plan.capacity.pages;
   engine_options.scheduler.page_tokens = options.page_tokens;
@@ -143,27 +208,16 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   engine_options.scheduler.prefix_cache = options.prefix_cache;
   engine_options.eos_token_ids = model.config.eos_token_ids;
   model.engine = std::make_unique<Engine>(engine_options, plan.shape, std::move(runner), observer);
-  if (!options.introspection) return;
-  // One thread: the others are the engine's.
-  model.attention.emplace(model.config, std::move(weights),
-                          AttentionProbe::Options{.served_context_tokens = plan.rope_context_tokens,
-                                                  .kv_dtype = plan.shape.dtype,
-                                                  .page_tokens = options.page_tokens,
-                                                  .make_backend = [] { return make_cpu_backend({.threads = 1}); }});
 }
 
 }  // namespace
 
-KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t available_bytes) {
+KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, const PoolMemory& memory) {
   KvPlan plan;
   plan.shape = kv_shape(config, options.kv.value_or(config.dtype), options.page_tokens, options.step_tokens_max);
-  if (options.context_tokens > config.context_tokens) {
-    throw std::runtime_error("--context-tokens " + std::to_string(options.context_tokens) + " is more than the model's " +
-                             std::to_string(config.context_tokens));
-  }
   const int64_t context = options.context_tokens > 0 ? options.context_tokens : config.context_tokens;
   plan.rope_context_tokens = static_cast<int32_t>(context);
-  const int64_t budget = pool_budget(plan.shape, options, context, available_bytes);
+  const int64_t budget = pool_budget(plan.shape, options, context, memory);
   plan.capacity = plan_capacity(plan.shape, budget, context);
   // A context that was asked for must fit; otherwise it shrinks to the pool, down to one page.
   const int64_t needed_tokens = options.context_tokens > 0 ? context : std::min<int64_t>(context, plan.shape.page_tokens);
@@ -207,7 +261,7 @@ void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, con
   }
 }
 
-std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
+std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const BackendChooser& choose, EngineObserver* observer,
                                         const std::function<void(size_t done, size_t total)>& progress) {
   const std::filesystem::path path = options.model;
   if (!std::filesystem::is_directory(path) && !is_gguf_path(path)) {
@@ -217,11 +271,15 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
   Phases phases;
   OpenModel opened = open_model(path);
   ModelConfig& config = opened.config;
+  check_context_tokens(config, options);
   const WeightTypes weight_types = WeightTypes::of(options.weights);
-  const auto weight_bytes = static_cast<int64_t>(predicted_weight_bytes(*opened.tensors, config, weight_types));
-  const int64_t available_bytes = available_memory_bytes();
-  check_weight_bytes(weight_bytes, options.model, available_bytes);
-  KvPlan plan = plan_kv(config, options, available_bytes - weight_bytes);
+  ChosenBackend chosen = choose({.device = options.device,
+                                 .threads = options.threads,
+                                 .cuda_graphs = options.cuda_graphs,
+                                 .weights = loaded_weight_types(*opened.tensors, config, weight_types),
+                                 .kv = options.kv.value_or(config.dtype)});
+  ModelFacts facts = predicted_memory(*chosen.backend, opened, weight_types, options);
+  const KvPlan plan = plan_kv(config, options, memory_of_pool(*chosen.backend, facts, options));
   phases.end("config");
   TextParts text = load_text_parts(path, opened.gguf.get());
   check_vocabulary(text.tokenizer, config, options.model);
@@ -229,12 +287,25 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObser
       LoadedModel{.config = config, .plan = plan, .tokenizer = std::move(text.tokenizer), .chat_template = std::move(text.chat_template)});
   phases.end("tokenizer");
 
-  std::unique_ptr<Backend> backend = make_cpu_backend({.threads = options.threads});
-  model->backend = backend->description();
-  model->facts.weight_bytes_predicted = weight_bytes;
-  std::unique_ptr<ModelWeights> weights = load_weights(*opened.tensors, config, *backend, progress, weight_types);
+  model->facts = std::move(facts);
+  model->backend = chosen.backend->description();
+  model->backend_reason = chosen.reason;
+  std::shared_ptr<const ModelWeights> weights = take_memory("weights", "use a smaller model, or a device with more memory", [&] {
+    return load_weights(*opened.tensors, config, *chosen.backend, progress, weight_types);
+  });
+  model->facts.weight_bytes = static_cast<int64_t>(weights->bytes);
   phases.end("weights");
-  start_engine(options, observer, std::move(backend), std::move(weights), *model);
+  start_engine(options, observer, make_runner(options, std::move(chosen.backend), weights, *model), *model);
+  if (options.introspection) {
+    // Of the kind that the weights are of. One thread: the others are the engine's.
+    model->attention.emplace(model->config, std::move(weights),
+                             AttentionProbe::Options{.served_context_tokens = plan.rope_context_tokens,
+                                                     .kv_dtype = plan.shape.dtype,
+                                                     .page_tokens = options.page_tokens,
+                                                     .make_backend = [choose, device = chosen.device, kv = plan.shape.dtype] {
+                                                       return choose({.device = device, .threads = 1, .kv = kv}).backend;
+                                                     }});
+  }
   phases.end("engine");
 
   model->facts.kv_shape = plan.shape;

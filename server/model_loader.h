@@ -10,6 +10,7 @@
 #include "engine/model/config.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "kernels/device.h"
 #include "server/metrics.h"
 #include "server/options.h"
 #include "server/served_model.h"
@@ -24,8 +25,14 @@ struct KvPlan {
   int32_t rope_context_tokens = 0;  // that longrope chooses its factors by: the model's or as asked for, whatever the memory
 };
 
+// Where the pool comes from.
+struct PoolMemory {
+  int64_t available_bytes = 0;  // beside the weights, and what else is taken
+  double default_share = 0.25;  // of that, where --kv-memory says nothing
+};
+
 // Throws std::runtime_error, one line with the numbers and what to set, when not even one request fits.
-KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, int64_t available_bytes);
+KvPlan plan_kv(const ModelConfig& config, const ServeOptions& options, const PoolMemory& memory);
 
 // What the server prints of it at start: several lines.
 std::string kv_table(const KvPlan& plan);
@@ -45,10 +52,11 @@ struct LoadedModel {
   std::optional<ServedModel> served;        // refers to all of the above
   ModelFacts facts;
   std::string backend;
+  std::string backend_reason;  // why this one, where it was left to the server; may be empty
 };
 
 // Throws std::runtime_error, one line. `observer` and what it needs must outlive the model; `progress` is told of bytes of weights.
-std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, EngineObserver* observer,
+std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const BackendChooser& choose, EngineObserver* observer,
                                         const std::function<void(size_t done, size_t total)>& progress);
 
 }  // namespace headroom

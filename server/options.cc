@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "kernels/device.h"
 #include "server/sha256.h"
 
 namespace headroom {
@@ -140,13 +141,15 @@ void add_model_rows(std::vector<OptionRow>& rows) {
                   [](ServeOptions& o, const std::string& text) {
                     o.weights = parse_dtype(text, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4});
                   }});
-  rows.push_back(choice_row("device", "Model", {"auto", "cpu"}, "what computes", FIELD(device)));
+  rows.push_back(choice_row("device", "Model", device_names(), "what computes; auto: CUDA where it can be had, and the log says why not",
+                            FIELD(device)));
+  rows.push_back(bool_row("cuda_graphs", "Model", "decode steps on a device are recorded once and replayed", FIELD(cuda_graphs)));
   rows.push_back(number_row("threads", "Model", "N", 0, 1024, "threads of the CPU backend; 0: one per physical core", FIELD(threads)));
 }
 
 void add_kv_rows(std::vector<OptionRow>& rows) {
-  rows.push_back({"kv_memory", "KV cache", "BYTES|SHARE%", "what all sequences need, at most 25% of the free memory",
-                  "size of the KV pool: 4GiB, 512MiB, or a share of the free memory",
+  rows.push_back({"kv_memory", "KV cache", "BYTES|SHARE%", "what all sequences need, at most 25% of the free memory; of a device, 90%",
+                  "size of the KV pool: 4GiB, 512MiB, or a share of what is free (of a device: beside weights and workspaces)",
                   [](ServeOptions& o, const std::string& text) { o.kv_memory = parse_memory_amount(text); }});
   rows.push_back({"kv", "KV cache", "fp32|bf16|fp16|int8", "as config.json's",
                   "element type of the KV cache; int8 has a scale for each token and head",

@@ -27,11 +27,12 @@ struct ServeOptions {
   std::string model;                            // directory in Hugging Face layout, or a GGUF file. Must be set
   std::optional<DType> weights;                 // what matrices are kept as; unset: as stored
   std::vector<std::string> served_model_names;  // what clients call it; empty: the directory's name
-  std::string device = "auto";                  // auto, cpu
+  std::string device = "auto";                  // auto, cpu, cuda
+  bool cuda_graphs = true;                      // decode steps on a device are recorded once and replayed
   int32_t threads = 0;                          // of the CPU backend; 0: one per physical core
 
   // KV cache
-  std::optional<MemoryAmount> kv_memory;  // size of the pool; absent: what all sequences need, at most a quarter of the free memory
+  std::optional<MemoryAmount> kv_memory;  // size of the pool; absent: what all sequences need, at most a quarter of the free memory, 90 % of a device's
   std::optional<DType> kv;                // element type; absent: as config.json's
   int32_t page_tokens = 16;               // tokens of a page
   int32_t context_tokens = 0;             // prompt and answer of one request; 0: the model's, or what the pool holds if that is less

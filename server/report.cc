@@ -8,6 +8,7 @@
 
 #include "engine/kv/kv_cache.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "kernels/device.h"
 #include "server/model_loader.h"
 #include "server/model_shapes.h"
 #include "server/process_stats.h"
@@ -116,10 +117,17 @@ GradientReport measure_gradients(const AttentionPatterns& patterns) {
 
 Report make_report(const ReportOptions& options, const ReportProgress& progress) {
   const auto start = std::chrono::steady_clock::now();
-  const BackendMaker make_backend = [threads = options.threads] { return make_cpu_backend({.threads = threads}); };
   Report report{.model = std::filesystem::weakly_canonical(options.model).filename().string(),
                 .config = ModelConfig::load(options.model)};
   report.kv_dtype = options.kv.value_or(report.config.dtype);
+  DeviceOptions device{.device = options.device, .threads = options.threads, .weights = {report.config.dtype}, .kv = report.kv_dtype};
+  VariantModel model{.config = report.config};
+  {
+    ChosenBackend chosen = choose_backend(device);
+    device.device = chosen.device;  // all others are of the same kind
+    model.backend = std::move(chosen.backend);
+  }
+  const BackendMaker make_backend = [&device] { return choose_backend(device).backend; };
   report.example = {.layers = 32,
                     .kv_heads = 8,
                     .query_heads = 32,
@@ -134,9 +142,9 @@ Report make_report(const ReportOptions& options, const ReportProgress& progress)
 
   next("loading " + options.model);
   const std::vector<TokenId> tokens = read_prompt(options, report.config, report);
+  const std::optional<DeviceMemoryState> device_memory = model.backend->device_memory();
   check_weight_bytes(report.config.parameters() * static_cast<int64_t>(dtype_bytes(report.config.dtype)), options.model,
-                     available_memory_bytes());
-  VariantModel model{.backend = make_backend(), .config = report.config};
+                     device_memory ? device_memory->free_bytes : available_memory_bytes());
   model.weights = load_weights(options.model, model.config, *model.backend);
   report.backend = model.backend->description();
   report.loaded = loaded_parameters(model.config, *model.weights);

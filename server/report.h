@@ -24,6 +24,7 @@ constexpr int32_t kNormProblems = 32;
 struct ReportOptions {
   std::string model;               // directory in Hugging Face layout
   std::optional<DType> kv;         // absent: as config.json's
+  std::string device = "auto";     // as --device of serve
   int32_t threads = 1;             // 0: one per physical core
   int32_t context_tokens = 32768;  // the longest at which decoding is measured, as far as model and memory go
   std::string prompt;              // whose attention is shown

@@ -16,6 +16,11 @@ class ForwardingBackend : public Backend {
   explicit ForwardingBackend(Backend& inner) : inner_(inner) {}
 
   std::string description() const override { return inner_.description(); }
+  bool host_readable() const override { return inner_.host_readable(); }
+  std::optional<DeviceMemoryState> device_memory() const override { return inner_.device_memory(); }
+  size_t workspace_bytes(const StepLimits& limits) const override { return inner_.workspace_bytes(limits); }
+  void reserve(const StepLimits& limits) override { inner_.reserve(limits); }
+  std::unique_ptr<Buffer> allocate_host(size_t bytes) override { return inner_.allocate_host(bytes); }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return inner_.allocate(bytes); }
   void copy_in(std::byte* destination, const void* host_source, size_t bytes) override {
     inner_.copy_in(destination, host_source, bytes);
@@ -27,6 +32,8 @@ class ForwardingBackend : public Backend {
     inner_.copy(destination, source, bytes);
   }
   void synchronize() override { inner_.synchronize(); }
+  // run_step stays the base's: what watches a forward pass must see its ops.
+  void begin_step(const BatchView& batch) override { inner_.begin_step(batch); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inner_.load_weight(parts); }
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
     inner_.embedding(out, table, tokens);

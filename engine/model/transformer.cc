@@ -50,7 +50,36 @@ int64_t qkv_dim(const ModelConfig& config) {
 }
 int64_t attention_dim(const ModelConfig& config) { return int64_t{config.query_heads} * config.head_dim; }
 
+// Points `a` at its pieces of `base`, and returns the bytes of all; null: counts alone.
+template <typename Activations>
+size_t carve(const ModelConfig& config, const TransformerOptions& options, std::byte* base, Activations& a) {
+  const int64_t t = options.step_tokens_max, s = options.logits_rows_max, d = config.model_dim;
+  const int64_t attention = qkv_dim(config) + attention_dim(config), ffn = 3 * int64_t{config.ffn_dim};
+  Carver carver(base);
+  a.residual = carver.take(t, d);
+  a.normed = carver.take(t, d);
+  a.branch = carver.take(t, d);
+  a.rope = carver.take(t, config.rope.rotary_dim);
+  a.scratch = carver.take(t, std::max(attention, ffn));
+  a.sampled = carver.take(s, d);
+  a.logits = carver.take(s, config.vocab_size);
+  return carver.bytes();
+}
+
 }  // namespace
+
+StepLimits step_limits(const ModelConfig& config, const TransformerOptions& options, int32_t sequences_max, int32_t sequence_pages) {
+  const int64_t D = config.model_dim, F = config.ffn_dim;
+  return {.rows = options.step_tokens_max,
+          .logits_rows = options.logits_rows_max,
+          .sequences = sequences_max,
+          .sequence_pages = sequence_pages,
+          .weights = {{qkv_dim(config), D}, {D, attention_dim(config)}, {2 * F, D}, {D, F}},
+          .output_weight = {config.vocab_size, D},
+          .query_heads = config.query_heads,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim};
+}
 
 Transformer::Transformer(ModelConfig config, std::shared_ptr<const ModelWeights> weights, Backend& backend,
                          const TransformerOptions& options)
@@ -66,35 +95,39 @@ Transformer::Transformer(ModelConfig config, std::shared_ptr<const ModelWeights>
   CHECK_EQ(weights_->layers.size(), static_cast<size_t>(config_.layers));
   Activations& a = *activations_;
   a.angles = make_rope_table(config_.rope, options.served_context_tokens);
-  const auto carve = [&](std::byte* base) {
-    const int64_t t = options.step_tokens_max, s = options.logits_rows_max, d = config_.model_dim;
-    const int64_t attention = qkv_dim(config_) + attention_dim(config_), ffn = 3 * int64_t{config_.ffn_dim};
-    Carver carver(base);
-    a.residual = carver.take(t, d);
-    a.normed = carver.take(t, d);
-    a.branch = carver.take(t, d);
-    a.rope = carver.take(t, config_.rope.rotary_dim);
-    a.scratch = carver.take(t, std::max(attention, ffn));
-    a.sampled = carver.take(s, d);
-    a.logits = carver.take(s, config_.vocab_size);
-    return carver.bytes();
-  };
-  a.buffer = backend.allocate(carve(nullptr));
-  carve(a.buffer->data());
+  a.buffer = backend.allocate(predicted_activation_bytes(config_, options));
+  carve(config_, options, a.buffer->data(), a);
 }
 
 Transformer::~Transformer() = default;
+
+size_t Transformer::predicted_activation_bytes(const ModelConfig& config, const TransformerOptions& options) {
+  Activations nowhere;
+  return carve(config, options, nullptr, nowhere);
+}
 
 const ModelConfig& Transformer::config() const { return config_; }
 size_t Transformer::weight_bytes() const { return weights_->bytes; }
 size_t Transformer::activation_bytes() const { return activations_->buffer->bytes(); }
 
 void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_layers) {
-  const int64_t T = batch.rows, D = config_.model_dim, F = config_.ffn_dim, QK = attention_dim(config_);
-  CHECK_GT(T, 0);
-  CHECK_LE(T, options_.step_tokens_max);
+  static std::atomic<uint64_t> programs{0};
+  CHECK_GT(batch.rows, 0);
+  CHECK_LE(batch.rows, options_.step_tokens_max);
   CHECK_EQ(kv_layers.size(), weights_->layers.size());
+  if (recorded_kv_ != kv_layers.front().data) {
+    recorded_kv_ = kv_layers.front().data;
+    program_ = ++programs;
+  }
+  const uint64_t layers_before = layers_run();
+  backend_.run_step(batch, program_, [&](const BatchView& given) { run_layers(given, kv_layers); });
+  layers_run_.store(layers_before + weights_->layers.size(), std::memory_order_relaxed);  // also where they were replayed
+  activations_->rows = batch.rows;
+}
 
+void Transformer::run_layers(const BatchView& batch, std::span<const KvLayer> kv_layers) {
+  const int64_t T = batch.rows, D = config_.model_dim, F = config_.ffn_dim, QK = attention_dim(config_);
+  CHECK_LE(T, options_.step_tokens_max);
   Activations& a = *activations_;
   const Matrix x(a.residual, T, D), h(a.normed, T, D), branch(a.branch, T, D);
   const Matrix qkv(a.scratch, T, qkv_dim(config_)), attended(a.scratch + T * qkv_dim(config_), T, QK);
@@ -107,7 +140,6 @@ void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_la
                                   .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
                                   .window_tokens = config_.window_tokens};
 
-  backend_.begin_step(batch);
   backend_.embedding(x, *weights_->embedding, batch.tokens);                                 // [T, D]
   backend_.rope_table(rope, batch.positions, a.angles.inv_freq, a.angles.attention_factor);  // [T, rotary_dim]
   backend_.rmsnorm(h, x, weights_->layers[0].attention_norm.view(), eps);                    // [T, D]
@@ -134,7 +166,6 @@ void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_la
     backend_.add_rmsnorm(h, x, branch, next_norm.view(), eps);                // [T, D]
     layers_run_.fetch_add(1, std::memory_order_relaxed);
   }
-  a.rows = T;
 }
 
 Matrix Transformer::logits(std::span<const int32_t> rows) {

@@ -20,11 +20,17 @@ struct TransformerOptions {
   int32_t served_context_tokens = 0;
 };
 
+// What the backend needs to know of steps of such a model. `sequence_pages`: of the longest page table.
+StepLimits step_limits(const ModelConfig& config, const TransformerOptions& options, int32_t sequences_max, int32_t sequence_pages);
+
 class Transformer {
  public:
   // Allocates the activations once, for the largest step.
   Transformer(ModelConfig config, std::shared_ptr<const ModelWeights> weights, Backend& backend, const TransformerOptions& options);
   ~Transformer();
+
+  // Of the activations of such a transformer.
+  static size_t predicted_activation_bytes(const ModelConfig& config, const TransformerOptions& options);
 
   const ModelConfig& config() const;
   size_t weight_bytes() const;
@@ -41,11 +47,16 @@ class Transformer {
 
  private:
   struct Activations;
+  // All layers, for the rows of `batch`, which begin_step has.
+  void run_layers(const BatchView& batch, std::span<const KvLayer> kv_layers);
+
   ModelConfig config_;
   std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
   TransformerOptions options_;
   std::unique_ptr<Activations> activations_;
+  const std::byte* recorded_kv_ = nullptr;  // the pool that program_ writes to
+  uint64_t program_ = 0;                    // names the ops of forward() for the backend: these weights, activations and pool
   std::atomic<uint64_t> layers_run_{0};
 };
 

@@ -364,18 +364,16 @@ std::unique_ptr<ModelWeights> load_weights(const TensorStore& store, const Model
   return build(spec, source, backend);
 }
 
-size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& config, const WeightTypes& types) {
+namespace {
+
+// Calls visit(part, the type that it is loaded as) for every tensor. Vectors are always fp32.
+void for_each_loaded(const TensorStore& store, const ModelConfig& config, const WeightTypes& types,
+                     const std::function<void(const TensorSpec&, DType)>& visit) {
   const ModelSpec spec = store_spec(store, config);
   check_tensors(store, spec, config);
-  size_t bytes = 0;
   const auto add = [&](const Stack& stack, std::optional<DType> wanted) {
     for (const TensorSpec& part : stack) {
-      if (part.cols == 0) {
-        bytes += static_cast<size_t>(part.rows) * sizeof(float);  // vectors are always fp32
-        continue;
-      }
-      const DType type = common_type(store, stack, wanted).value_or(type_of(store, part).kept);
-      bytes += static_cast<size_t>(part.rows) * weight_row_bytes(type, part.cols);
+      visit(part, part.cols == 0 ? DType::kF32 : common_type(store, stack, wanted).value_or(type_of(store, part).kept));
     }
   };
   add(spec.embedding, types.embedding);
@@ -384,7 +382,24 @@ size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& confi
   }
   add(spec.final_norm, std::nullopt);
   add(spec.lm_head, types.embedding);
+}
+
+}  // namespace
+
+size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& config, const WeightTypes& types) {
+  size_t bytes = 0;
+  for_each_loaded(store, config, types, [&](const TensorSpec& part, DType type) {
+    bytes += static_cast<size_t>(part.rows) * (part.cols == 0 ? dtype_bytes(type) : weight_row_bytes(type, part.cols));
+  });
   return bytes;
+}
+
+std::set<DType> loaded_weight_types(const TensorStore& store, const ModelConfig& config, const WeightTypes& types) {
+  std::set<DType> loaded;
+  for_each_loaded(store, config, types, [&](const TensorSpec& part, DType type) {
+    if (part.cols > 0) loaded.insert(type);
+  });
+  return loaded;
 }
 
 std::unique_ptr<ModelWeights> load_weights(const std::filesystem::path& model_dir, const ModelConfig& config,

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "engine/model/config.h"
@@ -76,6 +77,9 @@ std::unique_ptr<ModelWeights> load_weights(const TensorStore& store, const Model
 // The bytes of what load_weights() makes of the store, before a backend rounds matrices up to whole panels. Checks the tensors' names,
 // shapes and types as load_weights() does, and throws as it does.
 size_t predicted_weight_bytes(const TensorStore& store, const ModelConfig& config, const WeightTypes& types);
+
+// The types that load_weights() hands matrices to the backend in. Checks and throws as predicted_weight_bytes() does.
+std::set<DType> loaded_weight_types(const TensorStore& store, const ModelConfig& config, const WeightTypes& types);
 
 // Weights of the config's shape with seeded random values, for benchmarks of shapes whose checkpoint is not at hand.
 std::unique_ptr<ModelWeights> random_weights(const ModelConfig& config, DType dtype, uint64_t seed, Backend& backend);

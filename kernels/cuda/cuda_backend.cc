@@ -65,7 +65,13 @@ class CudaBackend final : public Backend {
   }
   bool host_readable() const override { return false; }
 
+  std::optional<DeviceMemoryState> device_memory() const override {
+    size_t free_bytes = 0, total_bytes = 0;
+    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+    return DeviceMemoryState{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+  }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<cuda::DeviceMemory>(bytes); }
+  std::unique_ptr<Buffer> allocate_host(size_t bytes) override { return std::make_unique<cuda::PinnedMemory>(bytes); }
   void copy_in(std::byte* destination, const void* host_source, size_t bytes) override {
     wrote(destination, bytes);
     check_cuda(cudaMemcpyAsync(destination, host_source, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");

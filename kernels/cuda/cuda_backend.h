@@ -10,6 +10,7 @@
 namespace headroom {
 
 struct CudaBackendOptions {
+  bool graphs = true;  // decode steps are recorded once and replayed
   // Tests set these; 0: as the device has them. Neither changes a bit.
   int32_t multiprocessors = 0;
   int32_t attention_blocks = 0;  // in flight

@@ -44,14 +44,14 @@ class Workspace {
 };
 
 // Pinned memory of the host: what the device copies from and to without a stop.
-class PinnedMemory {
+class PinnedMemory final : public Buffer {
  public:
   explicit PinnedMemory(size_t bytes);
-  ~PinnedMemory();
+  ~PinnedMemory() override;
   PinnedMemory(const PinnedMemory&) = delete;
   PinnedMemory& operator=(const PinnedMemory&) = delete;
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
+  std::byte* data() const override { return data_; }
+  size_t bytes() const override { return bytes_; }
 
  private:
   std::byte* data_ = nullptr;

@@ -29,6 +29,7 @@ class FaultyBackend final : public Backend {
   FaultyBackend(std::unique_ptr<Backend> inside, std::shared_ptr<FaultPlan> plan) : inside_(std::move(inside)), plan_(std::move(plan)) {}
 
   std::string description() const override { return "faulty " + inside_->description(); }
+  bool host_readable() const override { return inside_->host_readable(); }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return inside_->allocate(bytes); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inside_->load_weight(parts); }
   void copy_in(std::byte* to, const void* from, size_t bytes) override {

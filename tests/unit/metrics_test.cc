@@ -32,7 +32,11 @@ ModelFacts fixed_facts() {
   facts.weight_bytes_predicted = 1000;
   facts.weight_bytes = 1010;
   facts.pool_bytes = 40960;
+  facts.activation_bytes_predicted = 490;
   facts.activation_bytes = 500;
+  facts.workspace_bytes_predicted = 700;
+  facts.workspace_bytes = 710;
+  facts.device_memory = {.free_bytes = 8000, .total_bytes = 90000};
   facts.startup_seconds = {{"config", 0.25}, {"total", 0.5}};
   return facts;
 }

@@ -1,0 +1,45 @@
+#include "kernels/device.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "kernels/cuda/cuda_backend.h"
+
+namespace headroom {
+namespace {
+
+// Throws std::runtime_error that says why not.
+std::unique_ptr<Backend> cuda_backend_for(const DeviceOptions& options) {
+  const auto takes = [](DType type) { return type == DType::kBF16 || type == DType::kF16; };
+  const auto refused = std::ranges::find_if_not(options.weights, takes);
+  if (refused != options.weights.end()) {
+    throw std::runtime_error("the CUDA backend takes weights in bf16 or fp16, not " + std::string(dtype_name(*refused)) +
+                             ": set --weights bf16");
+  }
+  if (!takes(options.kv)) {
+    throw std::runtime_error("the CUDA backend takes KV in bf16 or fp16, not " + std::string(dtype_name(options.kv)) + ": set --kv bf16");
+  }
+  return make_cuda_backend({.graphs = options.cuda_graphs});
+}
+
+}  // namespace
+
+const std::vector<std::string>& device_names() {
+  static const std::vector<std::string> names = {"auto", "cpu", "cuda"};
+  return names;
+}
+
+ChosenBackend choose_backend(const DeviceOptions& options) {
+  const auto cpu = [&](std::string reason) {
+    return ChosenBackend{make_cpu_backend({.threads = options.threads}), "cpu", std::move(reason)};
+  };
+  if (options.device == "cpu") return cpu("");
+  try {
+    return {cuda_backend_for(options), "cuda", ""};
+  } catch (const std::runtime_error& error) {
+    if (options.device == "cuda") throw std::runtime_error(std::string("--device cuda: ") + error.what());
+    return cpu(error.what());
+  }
+}
+
+}  // namespace headroom
