@@ -259,9 +259,13 @@ void set_option(const OptionRow& row, const std::string& shown_name, const std::
 }
 
 std::string read_file(const std::string& path, const std::string& what) {
+  constexpr std::streamsize kBytesMax = 1 << 20;
   std::ifstream in(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in) throw std::runtime_error(what + " " + path + " cannot be read");
+  std::string text(kBytesMax + 1, '\0');
+  in.read(text.data(), kBytesMax + 1);
+  if (!in.is_open() || in.bad()) throw std::runtime_error(what + " " + path + " cannot be read");
+  if (in.gcount() > kBytesMax) throw std::runtime_error(what + " " + path + " is larger than 1 MiB");
+  text.resize(static_cast<size_t>(in.gcount()));
   return text;
 }
 

@@ -32,6 +32,22 @@ def tests(binary, model):
             port = str(taken.getsockname()[1])
             failed_start("--model", model, "--port", port, wanted=f"port {port} of 127.0.0.1 is in use")
 
+    def errors_of_the_options_file_say_one_line():
+        """It is read once, at start: there is no reload that could fail later."""
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            for text, wanted in (("", "line 1 is not valid JSON"), ('{"port": 1,\n"threads": 1', "line 2 is not valid JSON"), ("[]", "must be a JSON object"),
+                                 ("[" * 200000, "not valid JSON"), ("\0{", "not valid JSON"), (" " * (1 << 20) + "{}", "is larger than 1 MiB"),
+                                 ('{"prot": 1}', "option prot is not known; did you mean port?"), ('{"config": "x.json"}', "option config is not known"),
+                                 ('{"port": 70000}', "from 0 to 65535"), ('{"port": 1.5}', "from 0 to 65535"), ('{"port": null}', "port must be"),
+                                 ('{"prefix_cache": "maybe"}', "must be true or false"), ('{"kv_memory": "1KiB", "port": 0}', "set --kv-memory to at least")):
+                file.seek(0)
+                file.truncate()
+                file.write(text)
+                file.flush()
+                failed_start("--model", model, "--config", file.name, wanted=wanted)
+        failed_start("--model", model, "--config", "/tmp", wanted="/tmp cannot be read")
+        failed_start("--model", model, "--config", "/dev/zero", wanted="/dev/zero is larger than 1 MiB")
+
     def broken_models_say_one_line():
         def with_file(name, change, wanted):
             with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +146,7 @@ def tests(binary, model):
             connection.recv(4096)
             connection.sendall(answer)
 
-    checks = [bad_starts_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
+    checks = [bad_starts_say_one_line, errors_of_the_options_file_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
               the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, health_says_whether_a_server_is_ready,
               the_same_by_a_file_and_json_logs]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]
