@@ -268,6 +268,23 @@ TEST(Scheduler, ForgetsWhatAnInvalidSequenceComputed) {
   scheduler.check_conserved();
 }
 
+// Its first page is out of its window when it ends, and may be where the first number went wrong.
+TEST(Scheduler, ForgetsWhatAWindowDroppedOfAnInvalidSequence) {
+  SchedulerOptions options = options_of(20, 8);
+  options.window_tokens = 5;
+  Scheduler scheduler(options);
+  scheduler.submit(request_of(1, counting(16), 10));
+  step(scheduler);
+  const StepPlan& plan = scheduler.plan();
+  ASSERT_EQ(plan.sampled.size(), 1u);
+  ASSERT_EQ(scheduler.page_table(plan.sampled[0])[0], kNoPage);
+  scheduler.commit(plan, std::vector<SampledToken>{{plan.sampled[0], 0, true, true}});
+  scheduler.check_conserved();
+  scheduler.submit(request_of(2, counting(7), 10));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{"2.0:0+7"}));
+  commit(scheduler, scheduler.current_plan());
+}
+
 TEST(Scheduler, ForksAfterThePromptAndCopiesTheSharedPageOnWrite) {
   Scheduler scheduler(options_of(20));
   scheduler.submit(request_of(1, counting(6), 10, 3));
