@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kConfigBytesMax = 4 << 20;
+constexpr size_t kConfigBytesMax = 512 << 10;
 constexpr int kConfigDepthMax = 64;
 
 std::string number_text(double value) {
@@ -23,7 +23,7 @@ std::string number_text(double value) {
 }  // namespace
 
 std::string read_config_text(const std::filesystem::path& path) {
-  constexpr std::streamsize kTextBytesMax = (4 << 20) + 1;  // one more than the parser takes
+  constexpr std::streamsize kTextBytesMax = kConfigBytesMax + 1;  // one more than the parser takes
   std::ifstream file(path, std::ios::binary);
   std::string text(kTextBytesMax, '\0');
   if (!std::filesystem::is_regular_file(path) || !file) {

@@ -15,7 +15,7 @@ namespace headroom {
 // A file of a model's configuration, no more of it than parse_config_object() takes.
 std::string read_config_text(const std::filesystem::path& path);
 
-// Parses a JSON object of at most 4 MiB and 64 levels without duplicate keys; `source` begins every error.
+// Parses a JSON object of at most 512 KiB and 64 levels without duplicate keys; `source` begins every error.
 nlohmann::json parse_config_object(std::string_view text, const std::string& source);
 
 class ConfigFields {

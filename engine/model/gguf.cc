@@ -66,6 +66,13 @@ class HeaderReader {
       fail("a header of over " + std::to_string(kGgufHeaderBytesMax) + " bytes");
     }
   }
+  // An element takes 16 bytes or more of memory, whatever it takes in the file.
+  void count_elements(uint64_t count, const std::string& key) {
+    if (count > kGgufArrayElementsMax - elements_) {
+      fail("\"" + printable(key) + "\" brings the arrays to over " + std::to_string(kGgufArrayElementsMax) + " elements");
+    }
+    elements_ += count;
+  }
 
  private:
   void take_bytes(void* to, uint64_t bytes) {
@@ -89,6 +96,7 @@ class HeaderReader {
 
   const CheckedFile& file_;
   uint64_t position_ = 0;
+  uint64_t elements_ = 0;  // of all arrays so far
   uint64_t window_begin_ = 0;
   std::string window_;
 };
@@ -151,9 +159,7 @@ Json take_value(HeaderReader& header, const std::string& key) {
   const auto element_type = header.take<uint32_t>();
   const auto count = header.take<uint64_t>();
   if (element_type == kArray) header.fail("\"" + printable(key) + "\" is an array of arrays, which is not supported");
-  if (count > kGgufArrayElementsMax) {
-    header.fail("\"" + printable(key) + "\" has over " + std::to_string(kGgufArrayElementsMax) + " elements");
-  }
+  header.count_elements(count, key);
   header.check_left(count * value_bytes_min(element_type));
   Json::array_t values;
   values.reserve(count);

@@ -21,7 +21,7 @@ inline constexpr uint64_t kGgufHeaderBytesMax = 256 << 20;
 inline constexpr uint64_t kGgufKeysMax = 65'536;
 inline constexpr uint64_t kGgufKeyBytesMax = 65'535;       // the format's own limit
 inline constexpr uint64_t kGgufStringBytesMax = 4 << 20;   // of a value: chat templates are the longest
-inline constexpr uint64_t kGgufArrayElementsMax = 1 << 22; // a vocabulary, its merges
+inline constexpr uint64_t kGgufArrayElementsMax = 1 << 22;  // of all arrays: a vocabulary, its merges
 inline constexpr uint64_t kGgufAlignmentMax = 1 << 20;
 
 class GgufFile {

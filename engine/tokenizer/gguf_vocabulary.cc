@@ -1,6 +1,7 @@
 #include "engine/tokenizer/gguf_vocabulary.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
@@ -192,6 +193,7 @@ class VocabularyReader {
   // SentencePiece merges the pair whose union has the best score. As a list of merges: every way to part a piece into two, by
   // score, then by the longer left part, then by the longer right part, in characters; else in the order of ids.
   Json merges_of_scores() const {
+    constexpr size_t kPieceBytesMax = 256;  // the work is the square of a piece's length; SentencePiece makes 16 characters at most
     const Json& scores = required_array("scores");
     if (scores.size() != tokens_->size()) fail("tokenizer.ggml.scores does not have a score for each token");
     std::vector<std::string> texts(tokens_->size());
@@ -199,6 +201,7 @@ class VocabularyReader {
     for (size_t id = 0; id < texts.size(); ++id) {
       if (types_[id] != kNormal) continue;
       texts[id] = token_text(id);
+      if (texts[id].size() > kPieceBytesMax) fail("tokenizer.ggml.tokens has one of over " + std::to_string(kPieceBytesMax) + " bytes");
       ids.emplace(texts[id], id);
     }
     struct Merge {
@@ -209,7 +212,7 @@ class VocabularyReader {
     const auto begins_character = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
     std::vector<Merge> merges;
     for (size_t id = 0; id < texts.size(); ++id) {
-      if (!scores[id].is_number()) fail("tokenizer.ggml.scores must be numbers");
+      if (!scores[id].is_number() || !std::isfinite(scores[id].get<double>())) fail("tokenizer.ggml.scores must be finite numbers");
       std::vector<std::tuple<size_t, size_t, Merge>> parts;
       const std::string_view text = texts[id];
       const auto characters = static_cast<size_t>(std::ranges::count_if(text, begins_character));

@@ -37,7 +37,7 @@ Parameters::Parameters(std::string_view function, const Arguments& arguments,
 void Parameters::fail(const std::string& problem) const { throw Error(std::string(function_) + "() " + problem); }
 
 const Value& Parameters::operator[](size_t index) const {
-  static const Value kUndefined;
+  static const Value kUndefined{};
   return values_[index] ? *values_[index] : kUndefined;
 }
 

@@ -13,7 +13,7 @@ namespace {
 using json_fields::fail;
 using Json = nlohmann::json;
 
-constexpr size_t kFileBytesMax = size_t{256} << 20;
+constexpr size_t kFileBytesMax = size_t{64} << 20;  // the largest published ones have 34 MB
 
 // A message is one line of a log, whatever the file has in its tokens.
 std::string one_line(std::string message) {
@@ -29,7 +29,7 @@ std::string read_file(const std::filesystem::path& path) {
   if (!file) throw std::runtime_error("cannot be opened; put the tokenizer.json of the model there");
   const std::streamoff size = file.tellg();
   if (size < 0 || static_cast<uint64_t>(size) > kFileBytesMax)
-    throw std::runtime_error("is not a file of at most 256 MiB");
+    throw std::runtime_error("is not a file of at most 64 MiB");
   std::string content(static_cast<size_t>(size), '\0');
   file.seekg(0);
   file.read(content.data(), size);
@@ -63,6 +63,8 @@ class TokenizerBuilder {
     data_->bpe =
         Bpe::from_json(json_fields::require(root_, "tokenizer.json", "model"), data_->pre_tokenizer.pieces_are_bytes());
     data_->decoder = TokenDecoder::from_json(root_);
+    data_->added_tokens = added_tokens_from_json(root_);
+    make_table();
     add_vocabulary();
     add_added_tokens();
     for (const Json* step : json_fields::steps_of(root_, "post_processor", "processors")) add_post_processor(*step);
@@ -73,10 +75,19 @@ class TokenizerBuilder {
   }
 
  private:
-  TokenEntry& token_at(TokenId id) {
-    const auto index = static_cast<size_t>(id);
-    if (index >= data_->tokens.size()) data_->tokens.resize(index + 1);
-    return data_->tokens[index];
+  TokenEntry& token_at(TokenId id) { return data_->tokens[static_cast<size_t>(id)]; }
+
+  // The table of tokens is by id: one far beyond the number of tokens would cost memory that the file did not.
+  void make_table() {
+    constexpr size_t kGapMax = size_t{1} << 16;
+    size_t last = 0;
+    for (const auto& [text, id] : data_->bpe.vocabulary()) last = std::max(last, static_cast<size_t>(id));
+    for (const AddedToken& added : data_->added_tokens) last = std::max(last, static_cast<size_t>(added.id));
+    const size_t count = data_->bpe.vocabulary().size() + data_->added_tokens.size();
+    if (last >= 2 * count + kGapMax) {
+      fail("tokenizer.json", "has the id " + std::to_string(last) + ", far beyond its " + std::to_string(count) + " tokens");
+    }
+    data_->tokens.resize(count == 0 ? 0 : last + 1);
   }
 
   void add_vocabulary() {
@@ -89,7 +100,6 @@ class TokenizerBuilder {
   }
 
   void add_added_tokens() {
-    data_->added_tokens = added_tokens_from_json(root_);
     RegexScratch scratch;
     for (const AddedToken& added : data_->added_tokens) {
       const auto where = [&] { return "added_tokens: the token \"" + added.content + "\""; };
@@ -178,7 +188,7 @@ class TokenizerBuilder {
 };
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json) {
-  if (tokenizer_json.size() > kFileBytesMax) throw std::runtime_error("tokenizer.json is larger than 256 MiB");
+  if (tokenizer_json.size() > kFileBytesMax) throw std::runtime_error("tokenizer.json is larger than 64 MiB");
   try {
     return TokenizerBuilder(Json::parse(tokenizer_json)).build();
   } catch (const Json::exception& error) {

@@ -380,6 +380,39 @@ TEST(ChatTemplateHostile, MutatedTemplates) {
   }
 }
 
+// Of the file that a template is in as well: its escapes and its structure are JSON's.
+TEST(ChatTemplateHostile, EveryBitAndEveryCut) {
+  const std::vector<ChatTemplateInput> inputs = golden_inputs();
+  const auto corpus = std::filesystem::path(HEADROOM_SOURCE_DIR) / "tests/fuzz/corpus/chat_template";
+  for (const char* name : {"bound_2", "brackets", "role_tokens", "turns_with_tools"}) {
+    const std::string source = read(corpus / name);
+    ASSERT_FALSE(source.empty()) << name;
+    for (size_t cut = 0; cut < source.size(); ++cut) render_anyhow(source.substr(0, cut), inputs[cut % inputs.size()]);
+    for (size_t bit = 0; bit < source.size() * 8; ++bit) {
+      std::string flipped = source;
+      flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+      render_anyhow(flipped, inputs[bit % inputs.size()]);
+    }
+  }
+}
+
+TEST_F(ChatTemplateFiles, EveryBitAndEveryCutOfTheFile) {
+  const std::string file = R"({"bos_token": "<s>", "chat_template": [{"name": "default", "template": "{{ bos_token }}\n\u00e9\ud83d\ude00"}]})";
+  const auto survives = [&](const std::string& content) {
+    write("tokenizer_config.json", content);
+    const std::string error = load_error();
+    EXPECT_EQ(error.find('\n'), std::string::npos) << error;
+    return error.empty();
+  };
+  ASSERT_TRUE(survives(file));
+  for (size_t cut = 0; cut < file.size(); ++cut) EXPECT_FALSE(survives(file.substr(0, cut))) << "cut at " << cut;
+  for (size_t bit = 0; bit < file.size() * 8; ++bit) {
+    std::string flipped = file;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+    survives(flipped);
+  }
+}
+
 TEST(ChatTemplateHostile, TokenSoup) {
   // clang-format off
   static constexpr const char* kTokens[] = {

@@ -371,6 +371,39 @@ TEST(Mutations, LoadOrAreATypedError) {
   EXPECT_GT(refused, 50u);
 }
 
+// Every bit flipped and a cut at every byte of small files that use what the format has.
+TEST(Sweeps, EveryBitAndEveryCutLoadsOrIsATypedError) {
+  size_t loaded = 0;
+  size_t refused = 0;
+  const auto load = [&](const std::string& file) {
+    try {
+      const Tokenizer tokenizer = Tokenizer::from_json(file);
+      EXPECT_TRUE(is_valid_utf8(tokenizer.decode(tokenizer.encode("a caf\u00e9 12 <s>\n", true), false)));
+      ++loaded;
+    } catch (const std::runtime_error& error) {
+      EXPECT_STRNE(error.what(), "");
+      EXPECT_EQ(std::string_view(error.what()).find('\n'), std::string_view::npos);
+      ++refused;
+    }
+  };
+  for (const char* name : {"llama3", "gemma"}) {
+    const std::string file = read_file(std::filesystem::path(HEADROOM_SOURCE_DIR) / "tests/fuzz/corpus/tokenizer_json" / name);
+    load(file);
+    ASSERT_EQ(refused, 0u) << name;
+    for (size_t cut = 0; cut < file.find_last_of('}'); ++cut) {
+      ASSERT_THROW(Tokenizer::from_json(file.substr(0, cut)), std::runtime_error) << name << " cut at " << cut;
+    }
+    for (size_t bit = 0; bit < file.size() * 8; ++bit) {
+      std::string flipped = file;
+      flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+      load(flipped);
+    }
+    EXPECT_GT(loaded, 100u);  // names of tokens
+    EXPECT_GT(refused, 1000u);
+    loaded = refused = 0;
+  }
+}
+
 TEST(Bounds, ANormalizerCannotInflateTheText) {
   Json file = Json::parse(read_file(kGoldens / "llama2.json"));
   const Json grow = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(64, 'a')}};
