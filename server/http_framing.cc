@@ -101,11 +101,13 @@ size_t RequestFrame::consume_head(std::string_view input) {
   const size_t room = limits_.head_bytes_max + 1 - std::min(limits_.head_bytes_max + 1, before);
   const std::string_view offered = input.substr(taken, room);
   head_.append(offered);
+  // Looked at before the end of the head is looked for, so that the answer does not depend on how the bytes arrive.
+  if (std::min(head_.find('\n'), head_.size()) > limits_.request_line_bytes_max + 1) {
+    return fail(414, "the request line is too long"), taken + offered.size();
+  }
   const size_t end = head_.find("\r\n\r\n", before < 3 ? 0 : before - 3);
   if (end == std::string::npos || end + 4 > limits_.head_bytes_max) {
-    const size_t first_line = std::min(head_.find('\n'), head_.size());
-    if (first_line > limits_.request_line_bytes_max) fail(414, "the request line is too long");
-    else if (head_.size() > limits_.head_bytes_max) fail(431, "the request's headers are too large");
+    if (head_.size() > limits_.head_bytes_max) fail(431, "the request's headers are too large");
     return taken + offered.size();
   }
   taken += end + 4 - before;

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Fuzzes what reads bytes of clients and model files, with clang's libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer.
+# Fuzzes what reads bytes of clients and model files, with clang's libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer, one target
+# after the other, and prints a table: target, executions, findings. Exit status 1 when anything was found.
 #   tests/fuzz/run.sh [--runs N] [--seconds N] [TARGET...]    all targets if none is named; a release runs --runs 10000000
-# An input that aborts is left in build/fuzz/found/TARGET: mend the fault and put the input into tests/fuzz/corpus/TARGET.
+# A target ends at its first finding, which is left in build/fuzz/found/TARGET: mend the fault and put the input into
+# tests/fuzz/corpus/TARGET under a name that says what it was. What the fuzzer learns is kept in build/fuzz/corpus.
 set -eu
 cd "$(dirname "$0")/../.."
 runs=10000000 seconds=0
@@ -9,7 +11,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --runs) runs=$2; shift 2 ;;
     --seconds) seconds=$2; runs=-1; shift 2 ;;
-    -*) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    -*) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
     *) break ;;
   esac
 done
@@ -17,9 +19,36 @@ command -v clang++ >/dev/null || { echo "clang++ is needed: install the packages
 cmake --preset fuzz >/dev/null
 cmake --build build/fuzz --target fuzz
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/corpus)
+
+# Most inputs of these are short, and longer ones slow.
+bytes_max() {
+  case "$1" in
+    http) echo 1024 ;;
+    stop | stream | safetensors) echo 512 ;;
+    *) echo 2048 ;;
+  esac
+}
+
+mkdir -p build/fuzz/logs
+table=$(printf '%-16s %12s %8s %8s %9s' target executions seconds per-sec findings)
+status=0
 for target in "$@"; do
-  mkdir -p "build/fuzz/corpus/$target" "build/fuzz/found/$target"
-  echo "==> $target"
-  HEADROOM_FUZZ=$target build/fuzz/tests/fuzz -runs="$runs" -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
-    -print_final_stats=1 -verbosity=0 -artifact_prefix="build/fuzz/found/$target/" "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target"
+  found=build/fuzz/found/$target log=build/fuzz/logs/$target
+  rm -rf "$found"
+  mkdir -p "build/fuzz/corpus/$target" "$found"
+  words=tests/fuzz/dictionaries/$target
+  [ -f "$words" ] && words=-dict=$words || words=
+  echo "==> $target" >&2
+  begin=$(date +%s)
+  HEADROOM_FUZZ=$target ASAN_OPTIONS=quarantine_size_mb=32:detect_leaks=1 \
+    build/fuzz/tests/fuzz -runs="$runs" -max_total_time="$seconds" -max_len="$(bytes_max "$target")" -timeout=10 -rss_limit_mb=2048 \
+    -print_final_stats=1 -verbosity=0 ${words:+"$words"} -artifact_prefix="$found/" \
+    "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || { status=1; tail -40 "$log" >&2; }
+  taken=$(($(date +%s) - begin))
+  executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+  findings=$(find "$found" -type f ! -name 'slow-unit-*' | wc -l)
+  table=$(printf '%s\n%-16s %12s %8s %8s %9s' "$table" "$target" "${executions:-?}" "$taken" \
+    "$((${executions:-0} / (taken > 0 ? taken : 1)))" "$findings")
 done
+printf '%s\n' "$table"
+exit "$status"

@@ -1,5 +1,8 @@
 #include "tests/fuzz/targets.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -8,9 +11,12 @@
 #include <vector>
 
 #include "engine/model/config.h"
+#include "engine/model/gguf.h"
+#include "engine/model/gguf_model.h"
 #include "engine/model/safetensors.h"
 #include "engine/output_text.h"
 #include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/gguf_vocabulary.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "kernels/check.h"
@@ -51,12 +57,14 @@ bool is_utf8(std::string_view text) { return nlohmann::json(std::string(text)).d
 
 // What a file is refused with: one line.
 template <typename Load>
-void load_or_one_line(const Load& load) {
+bool load_or_one_line(const Load& load) {
   try {
     load();
+    return true;
   } catch (const std::runtime_error& error) {
     const std::string_view line = error.what();
     CHECK(!line.empty() && line.find('\n') == std::string_view::npos) << line;
+    return false;
   }
 }
 
@@ -84,10 +92,12 @@ Framed frame(std::string_view input, size_t piece) {
 }
 
 // A request is the same however its bytes arrive.
-void http(std::string_view input) {
+bool http(std::string_view input) {
   const Framed whole = frame(input, input.size());
   for (const size_t piece : {1, 2, 7}) CHECK(frame(input, piece) == whole) << "in pieces of " << piece;
-  if (whole.state == RequestFrame::State::complete) CHECK(whole.head.ends_with("\r\n\r\n"));
+  const bool complete = whole.state == RequestFrame::State::complete;
+  CHECK(!complete || whole.head.ends_with("\r\n\r\n"));
+  return complete;
 }
 
 void check_error(const ApiError& error) {
@@ -96,12 +106,13 @@ void check_error(const ApiError& error) {
 }
 
 // A body becomes values within their limits, or an error that can be sent.
-void request(std::string_view input) {
+bool request(std::string_view input) {
   const unsigned char kind = take_byte(&input);
   const ApiLimits limits{.context_tokens_max = 512, .vocab_size = 260, .prompt_bytes_max = 4096};
   const auto check = [&](const auto& parsed, const auto& accept) {
-    if (const auto* error = std::get_if<ApiError>(&parsed)) return check_error(*error);
+    if (const auto* error = std::get_if<ApiError>(&parsed)) return check_error(*error), false;
     accept(std::get<0>(parsed));
+    return true;
   };
   const auto check_generation = [&](const GenerationFields& fields) {
     CHECK(fields.choices >= 1 && fields.choices <= limits.choices_max);
@@ -136,7 +147,7 @@ void request(std::string_view input) {
 }
 
 // Any bytes as tokens: what is streamed is UTF-8, is what decode() gives, and survives its way through an event.
-void stream(std::string_view input) {
+bool stream(std::string_view input) {
   const bool skip_special = take_byte(&input) % 2 == 0;
   std::vector<TokenId> ids;
   for (size_t i = 0; i < input.size(); ++i) {
@@ -163,10 +174,11 @@ void stream(std::string_view input) {
     rest.remove_prefix(end + 2);
   }
   CHECK(received == text);
+  return true;
 }
 
 // Stop strings, separated by bytes 0xFE, then the text behind a byte 0xFF: against the definition, which looks at every end.
-void stop(std::string_view input) {
+bool stop(std::string_view input) {
   const bool include = take_byte(&input) % 2 == 0;
   const size_t divide = std::min(input.find('\xff'), input.size());
   const std::string_view bytes = input.substr(std::min(divide + 1, input.size())).substr(0, 512);
@@ -193,6 +205,7 @@ void stop(std::string_view input) {
   if (!output.stopped()) shown += output.finish();
   CHECK(output.stopped() == (longest > 0));
   CHECK(shown == whole.substr(0, longest == 0 ? whole.size() : include ? end : end - longest));
+  return true;
 }
 
 // --- model files -------------------------------------------------------------------------------------------------------------------------
@@ -210,7 +223,7 @@ void check_round_trip(const Tokenizer& tokenizer, std::string_view text) {
 }
 
 // The tokenizer of the small models: text that is UTF-8 comes back as it was, and text of users holds no special token.
-void tokenizer_text(std::string_view input) {
+bool tokenizer_text(std::string_view input) {
   static const Tokenizer tokenizer = Tokenizer::load(HEADROOM_SOURCE_DIR "/configs/models/demo-gqa");
   check_round_trip(tokenizer, input);
   const std::vector<TokenId> ids = tokenizer.encode(input, false, false);
@@ -223,19 +236,20 @@ void tokenizer_text(std::string_view input) {
     if (is_utf8(part)) spans.push_back({part, spans.size() % 2 == 0});
   }
   for (const TokenId id : tokenizer.encode_spans(spans)) CHECK(id >= 0 && id < tokenizer.vocab_size());
+  return true;
 }
 
-void tokenizer_json(std::string_view input) {
-  load_or_one_line([&] {
+bool tokenizer_json(std::string_view input) {
+  return load_or_one_line([&] {
     const Tokenizer tokenizer = Tokenizer::from_json(input);
     check_round_trip(tokenizer, "a b\tc 12 \u00e9\u4e2d\U0001f600 <|eos|>\n\n ");
   });
 }
 
 // Tensors lie in the data, in order, without touching.
-void safetensors(std::string_view input) {
+bool safetensors(std::string_view input) {
   const uint64_t data_bytes = uint64_t{take_byte(&input)} * 4;
-  load_or_one_line([&] {
+  return load_or_one_line([&] {
     std::vector<TensorInfo> tensors = parse_safetensors_header(input, data_bytes, "x");
     CHECK(std::is_sorted(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; }));
     std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
@@ -248,9 +262,40 @@ void safetensors(std::string_view input) {
   });
 }
 
-void config(std::string_view input) {
+// A file in memory, by a name that can be opened: what reads GGUF reads files.
+class MemoryFile {
+ public:
+  MemoryFile() : fd_(memfd_create("input", MFD_CLOEXEC)), path_("/proc/self/fd/" + std::to_string(fd_)) { CHECK_GE(fd_, 0); }
+  const std::string& holding(std::string_view bytes) {
+    CHECK(ftruncate(fd_, 0) == 0 && pwrite(fd_, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()));
+    return path_;
+  }
+
+ private:
+  const int fd_;
+  const std::string path_;
+};
+
+// What is declared can be read, and what it becomes are a model's shape and a tokenizer.
+bool gguf(std::string_view input) {
+  static MemoryFile memory;
+  return load_or_one_line([&] {
+    const GgufFile file(memory.holding(input));
+    std::vector<std::byte> data;
+    for (const TensorInfo& tensor : file.tensors()) {
+      CHECK_LE(tensor.bytes(), input.size());
+      data.resize(tensor.bytes());
+      file.read(tensor, data.data());
+    }
+    load_or_one_line([&] { CHECK(config_of_gguf(file).parameters() > 0); });
+    const GgufVocabulary vocabulary = read_gguf_vocabulary(file.metadata(), "input");
+    check_round_trip(vocabulary.tokenizer, "a b\tc 12 \u00e9\u4e2d\U0001f600 <s>\n\n ");
+  });
+}
+
+bool config(std::string_view input) {
   const size_t divide = std::min(input.find('\xff'), input.size());
-  load_or_one_line([&] {
+  return load_or_one_line([&] {
     const ModelConfig model = ModelConfig::from_json(input.substr(0, divide), input.substr(std::min(divide + 1, input.size())));
     CHECK(model.layers > 0 && model.kv_heads > 0 && model.query_heads % model.kv_heads == 0 && model.head_dim > 0);
     CHECK(model.layer_has_rope.size() == static_cast<size_t>(model.layers) && model.context_tokens > 0 && model.parameters() > 0);
@@ -260,16 +305,17 @@ void config(std::string_view input) {
 }
 
 // What a template writes is covered by spans without gaps, and what the request says is never control.
-void chat_template(std::string_view input) {
+bool chat_template(std::string_view input) {
+  constexpr size_t kOutputBytesMax = 1 << 14;
   static const nlohmann::ordered_json messages = nlohmann::ordered_json::parse(
       R"([{"role":"system","content":"one"},{"role":"user","content":"two <|eos|>"},{"role":"assistant","content":""}])");
-  load_or_one_line([&] {
+  return load_or_one_line([&] {
     const ChatTemplate parsed = ChatTemplate::parse(std::string(input));
     const auto rendered = parsed.render({.messages = messages, .bos_token = "<s>", .eos_token = "</s>", .now_unix_seconds = 0},
-                                        {.operations_max = 20'000, .output_bytes_max = 1 << 16, .live_bytes_max = 1 << 20});
+                                        {.operations_max = 2'000, .output_bytes_max = kOutputBytesMax, .live_bytes_max = 1 << 18});
     const auto* prompt = std::get_if<RenderedPrompt>(&rendered);
     if (prompt == nullptr) return;
-    CHECK_LE(prompt->text.size(), size_t{1} << 16);
+    CHECK_LE(prompt->text.size(), kOutputBytesMax);
     size_t end = 0;
     for (const RenderedPrompt::Span& span : prompt->spans) {
       CHECK(span.begin == end && span.end > span.begin);
@@ -286,6 +332,7 @@ constexpr Target kTargets[] = {{"http", http},
                                {"tokenizer_text", tokenizer_text},
                                {"tokenizer_json", tokenizer_json},
                                {"safetensors", safetensors},
+                               {"gguf", gguf},
                                {"config", config},
                                {"chat_template", chat_template}};
 

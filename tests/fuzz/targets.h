@@ -9,7 +9,7 @@ namespace headroom::fuzz {
 
 struct Target {
   std::string_view name;  // of its folder in tests/fuzz/corpus
-  void (*run)(std::string_view input);
+  bool (*run)(std::string_view input);  // whether it was taken: a corpus that is refused as a whole tests little
 };
 
 std::span<const Target> targets();
