@@ -11,6 +11,7 @@
 #include "server/command_plan.h"
 #include "server/command_report.h"
 #include "server/command_serve.h"
+#include "server/command_version.h"
 #include "server/options.h"
 
 namespace {
@@ -31,11 +32,6 @@ int run_options(const Arguments& arguments) {
 
 int run_server(const Arguments& arguments) { return headroom::run_serve(arguments); }
 
-int run_version(const Arguments&) {
-  std::puts("headroom " HEADROOM_VERSION);
-  return 0;
-}
-
 constexpr Command kCommands[] = {
     {"serve", "serve a model over HTTP", run_server},
     {"plan", "say what a deployment takes and what fits, from the shape of a model", headroom::run_plan},
@@ -44,7 +40,7 @@ constexpr Command kCommands[] = {
     {"health", "ask a running server whether it is ready", headroom::run_health},
     {"report", "measure what grouped-query attention saves, as one HTML file", headroom::run_report},
     {"options", "print the options of serve; --markdown: as a table", run_options},
-    {"version", "print the version", run_version},
+    {"version", "print the version and what it is built with; --json: as a CycloneDX list", headroom::run_version},
 };
 
 void print_usage(std::FILE* out) {
@@ -56,7 +52,7 @@ int run(const Arguments& arguments) {
   if (arguments.empty()) return print_usage(stderr), 2;
   const std::string& name = arguments.front();
   if (name == "--help" || name == "-h" || name == "help") return print_usage(stdout), 0;
-  if (name == "--version") return run_version({});
+  if (name == "--version") return headroom::run_version({});
   std::vector<std::string> known;
   for (const Command& command : kCommands) {
     if (name == command.name) return command.run({arguments.begin() + 1, arguments.end()});
