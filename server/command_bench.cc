@@ -25,6 +25,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+constexpr int32_t kBatchMax = 4096;
+
 struct BenchOptions {
   std::string model;                    // directory with weights
   std::string shape;                    // config.json alone: random weights
@@ -33,9 +35,11 @@ struct BenchOptions {
   std::string device = "auto";
   bool cuda_graphs = true;
   int threads = 0;
-  std::vector<int32_t> batches = {1, 8, 32};
+  int32_t kv_heads = 0;                 // of a shape; 0: its own
+  std::vector<int32_t> batches = {1, 8, 32};  // 0: as many as fit
   std::vector<int32_t> depths = {128};  // tokens in the cache before decoding
   int32_t prompt_tokens = 512;
+  int32_t chunk_tokens = 512;           // rows of one step of the prefill
   int32_t steps = 24;                   // decode steps of one repetition
   int32_t repetitions = 5;
   bool json = false;
@@ -82,11 +86,11 @@ struct MachineLimits {
   }
 };
 
-// What one measurement came to. A step moves `bytes` at least and computes `flops`.
+// What one measurement came to. A step moves weight_bytes and kv_bytes at least and computes `flops`, the attention's among them.
 struct Row {
   std::string name;
   int32_t batch = 1, depth = 0;
-  double tokens_per_step = 0, bytes = 0, flops = 0;
+  double tokens_per_step = 0, weight_bytes = 0, kv_bytes = 0, flops = 0, attention_flops = 0;
   std::vector<double> step_seconds;
   MachineLimits limits;  // as they were just before and just after
 
@@ -96,6 +100,7 @@ struct Row {
     return sorted[sorted.size() / 2];
   }
   double tokens_per_second() const { return tokens_per_step / median_seconds(); }
+  double bytes() const { return weight_bytes + kv_bytes; }
 };
 
 // The sequences of a benchmark: `batch` of them, each with its own pages, all with the same `depth` tokens.
@@ -147,8 +152,11 @@ class Bench {
         config_(opened_.config),
         random_(1) {
     const int32_t deepest = *std::max_element(options_.depths.begin(), options_.depths.end());
-    const int32_t widest = *std::max_element(options_.batches.begin(), options_.batches.end());
     context_tokens_ = std::max(options_.prompt_tokens, deepest + options_.steps + 1);
+    if (options_.model.empty()) {
+      config_.context_tokens = std::max(config_.context_tokens, context_tokens_);  // random weights know no limit
+      set_kv_heads(options_.kv_heads);
+    }
     if (context_tokens_ > config_.context_tokens) {
       throw std::runtime_error("the benchmark needs a context of " + std::to_string(context_tokens_) + " tokens; the model has " +
                                std::to_string(config_.context_tokens) + ": lower --depth or --prompt");
@@ -158,21 +166,28 @@ class Bench {
     if (!options_.weight_type.empty()) weight_type = parse_weight_dtype(options_.weight_type);
     if (options_.model.empty() && !weight_type) weight_type = DType::kBF16;
     auto backend = choose(weight_type);
+    memory_at_start_ = backend->device_memory();
     auto weights = options_.model.empty()
                        ? random_weights(config_, *weight_type, 1, *backend)
                        : load_weights(*opened_.tensors, config_, *backend, {}, WeightTypes::of(weight_type));
-    const TransformerOptions sizes{.step_tokens_max = std::max(kChunkTokens, widest), .logits_rows_max = widest, .served_context_tokens = context_tokens_};
+    const int64_t pages_each = pages_for_tokens(context_tokens_, kPageTokens);
+    for (int32_t& batch : options_.batches) {
+      if (batch == 0) batch = fitting_batch(*backend, weights->bytes, pages_each);
+    }
+    const int32_t widest = *std::max_element(options_.batches.begin(), options_.batches.end());
+    const TransformerOptions sizes = sizes_for(widest);
     auto transformer = std::make_unique<Transformer>(config_, std::move(weights), *backend, sizes);
-    backend->reserve(step_limits(config_, sizes, widest, static_cast<int32_t>(pages_for_tokens(context_tokens_, kPageTokens))));
-    auto cache = std::make_unique<KvCache>(shape_, widest * pages_for_tokens(context_tokens_, kPageTokens), *backend);
+    backend->reserve(step_limits(config_, sizes, widest, static_cast<int32_t>(pages_each)));
+    auto cache = std::make_unique<KvCache>(shape_, widest * pages_each, *backend);
     runner_ = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), widest);
   }
 
   Row prefill() {
     const int32_t n = options_.prompt_tokens;
     Row row{.name = "prefill", .batch = 1, .depth = 0, .tokens_per_step = static_cast<double>(n)};
-    row.bytes = weight_bytes();
-    row.flops = 2.0 * linear_parameters() * n + 2.0 * head_parameters() + attention_flops(static_cast<double>(n) * (n + 1) / 2);
+    row.weight_bytes = weight_bytes();
+    row.attention_flops = attention_flops(static_cast<double>(n) * (n + 1) / 2);
+    row.flops = 2.0 * linear_parameters() * n + 2.0 * head_parameters() + row.attention_flops;
     for (int32_t i = 0; i <= options_.repetitions; ++i) {
       BenchSequences sequences(1, context_tokens_, kPageTokens);
       const auto start = Clock::now();
@@ -184,14 +199,14 @@ class Bench {
 
   Row decode(int32_t batch, int32_t depth) {
     BenchSequences sequences(batch, context_tokens_, kPageTokens);
-    run_prompt(sequences, depth);
-    for (int32_t s = 1; s < batch; ++s) {
-      for (int32_t p = 0; p < sequences.pages_each(); ++p) runner_->copy_page(PageId{p}, PageId{s * sequences.pages_each() + p});
-    }
+    run_prompt(sequences, std::min(depth, options_.chunk_tokens));
+    repeat_pages(std::max(1, std::min(depth, options_.chunk_tokens) / kPageTokens), batch * int64_t{sequences.pages_each()});
     const double context = depth + options_.steps / 2.0;
     Row row{.name = "decode", .batch = batch, .depth = depth, .tokens_per_step = static_cast<double>(batch)};
-    row.bytes = weight_bytes() + batch * context * static_cast<double>(shape_.token_bytes());
-    row.flops = 2.0 * (linear_parameters() + head_parameters()) * batch + attention_flops(context * batch);
+    row.weight_bytes = weight_bytes();
+    row.kv_bytes = batch * context * static_cast<double>(shape_.token_bytes());
+    row.attention_flops = attention_flops(context * batch);
+    row.flops = 2.0 * (linear_parameters() + head_parameters()) * batch + row.attention_flops;
     for (int32_t i = 0; i <= options_.repetitions; ++i) {
       const auto start = Clock::now();
       for (int32_t t = 0; t < options_.steps; ++t) {
@@ -207,10 +222,58 @@ class Bench {
   const KvShape& shape() const { return shape_; }
   const TransformerRunner& runner() const { return *runner_; }
   Backend& backend() { return runner_->backend(); }
+  const std::vector<int32_t>& batches() const { return options_.batches; }
+  std::optional<DeviceMemoryState> memory_at_start() const { return memory_at_start_; }
 
  private:
   static constexpr int32_t kPageTokens = 32;
-  static constexpr int32_t kChunkTokens = 512;
+  static constexpr double kMemoryShare = 0.95;  // of a device, for all that a full batch takes
+
+  void set_kv_heads(int32_t heads) {
+    if (heads == 0) return;
+    if (config_.query_heads % heads != 0) {
+      throw std::runtime_error("--kv-heads " + std::to_string(heads) + " does not divide the " + std::to_string(config_.query_heads) +
+                               " query heads");
+    }
+    config_.kv_heads = heads;
+  }
+
+  TransformerOptions sizes_for(int32_t widest) const {
+    return {.step_tokens_max = std::max(options_.chunk_tokens, widest),
+            .logits_rows_max = widest,
+            .served_context_tokens = context_tokens_};
+  }
+
+  // The largest batch whose sequences, activations and workspaces fit beside the weights.
+  int32_t fitting_batch(Backend& backend, size_t weight_bytes, int64_t pages_each) const {
+    if (!memory_at_start_) throw std::runtime_error("--batch 0 asks a device for its memory; the CPU has none of its own: name a batch");
+    const auto [free_bytes, total_bytes] = *memory_at_start_;
+    const double room = kMemoryShare * static_cast<double>(total_bytes) - static_cast<double>(total_bytes - free_bytes) -
+                        static_cast<double>(weight_bytes);
+    const auto needs = [&](int32_t batch) {
+      const TransformerOptions sizes = sizes_for(batch);
+      return static_cast<double>(batch * pages_each * shape_.page_bytes()) +
+             static_cast<double>(Transformer::predicted_activation_bytes(config_, sizes)) +
+             static_cast<double>(backend.workspace_bytes(step_limits(config_, sizes, batch, static_cast<int32_t>(pages_each))));
+    };
+    int32_t low = 0, high = kBatchMax + 1;  // low fits, high is not looked at
+    while (high - low > 1) {
+      const int32_t middle = low + (high - low) / 2;
+      (needs(middle) <= room ? low : high) = middle;
+    }
+    if (low == 0) throw std::runtime_error("not even one sequence of " + std::to_string(context_tokens_) + " tokens fits: lower --depth");
+    return low;
+  }
+
+  // Copies pages [0, done) of every layer until [0, pages) are full: what a decode step takes does not depend on what it reads.
+  void repeat_pages(int64_t done, int64_t pages) {
+    for (; done < pages; done *= 2) {
+      for (const KvLayer& layer : runner_->cache().layers()) {
+        backend().copy(layer.data + static_cast<size_t>(done) * layer.page_stride_bytes, layer.data,
+                       static_cast<size_t>(std::min(done, pages - done)) * layer.page_stride_bytes);
+      }
+    }
+  }
 
   std::unique_ptr<Backend> choose(std::optional<DType> weight_type) const {
     std::set<DType> types;
@@ -226,8 +289,8 @@ class Bench {
   }
 
   void run_prompt(BenchSequences& sequences, int32_t tokens) {
-    for (int32_t begin = 0; begin < tokens; begin += kChunkTokens) {
-      runner_->run(sequences.view(1, begin, std::min(kChunkTokens, tokens - begin), random_, config_.vocab_size));
+    for (int32_t begin = 0; begin < tokens; begin += options_.chunk_tokens) {
+      runner_->run(sequences.view(1, begin, std::min(options_.chunk_tokens, tokens - begin), random_, config_.vocab_size));
     }
     runner_->logits(sequences.last_rows());
   }
@@ -250,6 +313,7 @@ class Bench {
   ModelConfig config_;
   std::mt19937 random_;
   int32_t context_tokens_ = 0;
+  std::optional<DeviceMemoryState> memory_at_start_;  // before anything was allocated
   KvShape shape_;
   std::unique_ptr<TransformerRunner> runner_;
 };
@@ -277,7 +341,7 @@ void print_table(const Bench& bench, const std::vector<Row>& rows) {
     char range[48];
     std::snprintf(range, sizeof(range), "%.2f (%.2f-%.2f)", seconds * 1e3, *low * 1e3, *high * 1e3);
     std::printf("%-8s %6d %6d %10.1f %23s %6.1f %12s %8.1f %13s\n", row.name.c_str(), row.batch, row.depth, row.tokens_per_second(), range,
-                row.bytes / seconds / 1e9, share_text(row.bytes / seconds, row.limits.bytes_per_second).c_str(), row.flops / seconds / 1e9,
+                row.bytes() / seconds / 1e9, share_text(row.bytes() / seconds, row.limits.bytes_per_second).c_str(), row.flops / seconds / 1e9,
                 share_text(row.flops / seconds, row.limits.flops_per_second).c_str());
   }
 }
@@ -291,17 +355,24 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
                                 {"kv_token_bytes", bench.shape().token_bytes()},
                                 {"backend", bench.runner().backend().description()},
                                 {"results", nlohmann::ordered_json::array()}};
+  if (const auto start = bench.memory_at_start()) {
+    out["device_memory"] = {{"total_bytes", start->total_bytes}, {"free_bytes_before", start->free_bytes},
+                            {"free_bytes_after", bench.runner().backend().device_memory()->free_bytes},
+                            {"pool_bytes", bench.runner().cache().pool_bytes()}};
+  }
   for (const Row& row : rows) {
     out["results"].push_back({{"test", row.name},
                               {"batch", row.batch},
                               {"depth_tokens", row.depth},
                               {"tokens_per_second", row.tokens_per_second()},
                               {"step_seconds", row.step_seconds},
-                              {"step_bytes", row.bytes},
+                              {"step_weight_bytes", row.weight_bytes},
+                              {"step_kv_bytes", row.kv_bytes},
                               {"step_flops", row.flops},
+                              {"step_attention_flops", row.attention_flops},
                               {"limit_bytes_per_second", row.limits.bytes_per_second},
                               {"limit_flops_per_second", row.limits.flops_per_second},
-                              {"bandwidth_share", share(row.bytes / row.median_seconds(), row.limits.bytes_per_second)},
+                              {"bandwidth_share", share(row.bytes() / row.median_seconds(), row.limits.bytes_per_second)},
                               {"peak_share", share(row.flops / row.median_seconds(), row.limits.flops_per_second)}});
   }
   std::printf("%s\n", out.dump(2).c_str());
@@ -319,9 +390,16 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
   app.add_option("--cuda-graphs", options.cuda_graphs, "decode steps on a device are recorded once and replayed")->capture_default_str();
   app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
-  app.add_option("--batch", options.batches, "sequences decoded at once")->delimiter(',')->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--kv-heads", options.kv_heads, "of a shape: another number of KV heads; 0: its own")
+      ->excludes(model)
+      ->check(CLI::Range(0, 1 << 16));
+  app.add_option("--batch", options.batches, "sequences decoded at once; 0: as many as fit into the device's memory")
+      ->delimiter(',')
+      ->check(CLI::Range(0, kBatchMax))
+      ->capture_default_str();
   app.add_option("--depth", options.depths, "tokens in the cache before decoding")->delimiter(',')->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--prompt", options.prompt_tokens, "tokens of the prefill; 0: none")->check(CLI::Range(0, 1 << 20))->capture_default_str();
+  app.add_option("--chunk", options.chunk_tokens, "tokens of one step of the prefill")->check(CLI::Range(1, 1 << 16))->capture_default_str();
   app.add_option("--steps", options.steps, "decode steps of one repetition")->check(CLI::Range(1, 1 << 16))->capture_default_str();
   app.add_option("--repetitions", options.repetitions, "after one that warms up")->check(CLI::Range(1, 1000))->capture_default_str();
   app.add_flag("--json", options.json, "print JSON");
@@ -345,7 +423,7 @@ int run_bench(const std::vector<std::string>& arguments) {
     add(bench.prefill());
   }
   for (int32_t depth : options.depths) {
-    for (int32_t batch : options.batches) {
+    for (int32_t batch : bench.batches()) {
       note("decode of " + std::to_string(batch) + " sequences at depth " + std::to_string(depth));
       add(bench.decode(batch, depth));
     }

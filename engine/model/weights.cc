@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -270,13 +271,18 @@ class RandomSource : public Source {
     const float scale = std::sqrt(3.0f / static_cast<float>(cols));
     std::vector<float> row(static_cast<size_t>(cols));
     uint64_t bits = 0, drawn = 0;
-    for (int64_t r = 0; r < rows; ++r) {
+    const int64_t rows_drawn = std::min(rows, std::max<int64_t>(1, kDrawnElementsMax / cols));
+    for (int64_t r = 0; r < rows_drawn; ++r) {
       for (float& value : row) {
         bits = drawn++ % 4 == 0 ? next() : bits >> 16;  // four elements from each draw
         value = scale * unit(static_cast<uint32_t>(bits));
       }
       convert_rows(*find_block_type("F32"), dtype, reinterpret_cast<const std::byte*>(row.data()), 1, cols,
                    host.get() + static_cast<size_t>(r) * row_bytes);
+    }
+    for (int64_t r = rows_drawn; r < rows; r += rows_drawn) {
+      std::memcpy(host.get() + static_cast<size_t>(r) * row_bytes, host.get(),
+                  static_cast<size_t>(std::min(rows_drawn, rows - r)) * row_bytes);
     }
     const HostWeight part{.data = host.get(), .dtype = dtype, .rows = rows, .cols = cols};
     return backend_.load_weight({&part, 1});
@@ -292,6 +298,8 @@ class RandomSource : public Source {
   }
 
  private:
+  static constexpr int64_t kDrawnElementsMax = 1 << 22;  // of a matrix; larger ones repeat their rows, as drawing takes longer than copying
+
   // SplitMix64 (Steele, Lea and Flood, 2014).
   uint64_t next() {
     uint64_t z = state_ += 0x9E3779B97F4A7C15u;

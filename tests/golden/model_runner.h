@@ -1,14 +1,16 @@
-// A tiny checkpoint of tests/golden/models with the reference's logits, and a forward pass over it from paged fp32 KV
-// with a hand-made page table; free pages hold NaN.
+// A tiny checkpoint of tests/golden/models with the reference's logits, and a forward pass over it from paged KV with a hand-made
+// page table; free pages hold NaN. On the CPU in fp32, unless told otherwise.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -59,6 +61,9 @@ struct RunOptions {
   int threads = 1;
   uint64_t page_seed = 1;   // the order of the pages
   bool batch_mate = false;  // another sequence runs in every step, before this one
+  DType kv = DType::kF32;
+  std::optional<DType> weights;                             // none: as stored
+  std::function<std::unique_ptr<Backend>()> make_backend;   // none: the CPU's
 };
 
 // One model with a pool of its own.
@@ -74,11 +79,11 @@ class Runner {
   Runner(const std::filesystem::path& dir, const ModelConfig& config, const ModelConfig& run_config,
          int32_t served_context_tokens, const RunOptions& options)
       : options_(options), window_tokens_(run_config.window_tokens), vocab_size_(run_config.vocab_size) {
-    backend_ = make_cpu_backend({.threads = options.threads});
+    backend_ = options.make_backend ? options.make_backend() : make_cpu_backend({.threads = options.threads});
     const TransformerOptions sizes{.step_tokens_max = 2 * kSequenceTokensMax,
                                    .logits_rows_max = 2 * kSequenceTokensMax,
                                    .served_context_tokens = served_context_tokens};
-    transformer_ = std::make_unique<Transformer>(run_config, load_weights(dir, config, *backend_), *backend_, sizes);
+    transformer_ = std::make_unique<Transformer>(run_config, load_weights(dir, config, *backend_, {}, WeightTypes::of(options.weights)), *backend_, sizes);
     make_pool(run_config);
   }
 
@@ -123,18 +128,18 @@ class Runner {
   static constexpr int32_t kSequenceTokensMax = 128;
 
   void make_pool(const ModelConfig& config) {
-    const KvShape shape = kv_shape(config, DType::kF32, options_.page_tokens);
+    const KvShape shape = kv_shape(config, options_.kv, options_.page_tokens);
     const auto sequence_pages = static_cast<int32_t>(pages_for_tokens(kSequenceTokensMax, options_.page_tokens));
     const int32_t pages = 3 * sequence_pages;
     const auto layer_bytes = static_cast<size_t>(shape.layer_page_bytes() * pages);
     const size_t pool_bytes = static_cast<size_t>(shape.page_bytes() * pages);
     pool_ = backend_->allocate(pool_bytes);
-    const std::vector<float> nan(pool_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+    const std::vector<std::byte> nan(pool_bytes, std::byte{0xFF});  // in every type
     backend_->copy_in(pool_->data(), nan.data(), pool_bytes);
     for (int32_t i = 0; i < config.layers; ++i) {
       layers_.push_back({.data = pool_->data() + static_cast<size_t>(i) * layer_bytes,
                          .page_stride_bytes = static_cast<size_t>(shape.layer_page_bytes()),
-                         .dtype = DType::kF32,
+                         .dtype = options_.kv,
                          .kv_heads = config.kv_heads,
                          .page_tokens = options_.page_tokens,
                          .head_dim = config.head_dim});

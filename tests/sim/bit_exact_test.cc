@@ -3,10 +3,10 @@
 // Every request is first run alone: one prefill, contiguous pages in order, no prefix cache, one thread. Its logits at
 // every position are the reference. Then random schedules run the same requests in company: batch mates, chunk cuts,
 // page sizes, permuted pages, prefix hits, small pools (preemption), steps thrown away (recomputation from any
-// position), forks, cancelled neighbours, 1 and 2 threads; every page is filled with NaN before it is given out. Each
+// position), forks, cancelled neighbours, several backends; every page is filled with NaN before it is given out. Each
 // row of logits is compared with the reference, all bits of it. Controls that break the engine on purpose must be seen.
 //
-// HEADROOM_SCHEDULES=20000 runs more of them; HEADROOM_SEED picks others.
+// HEADROOM_SCHEDULES=20000 runs more of them; HEADROOM_SEED picks others. What they run on: bit_exact.h.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,6 +23,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "kernels/backend.h"
+#include "tests/sim/bit_exact.h"
 
 namespace headroom {
 namespace {
@@ -43,21 +44,6 @@ struct Job {
 using Reference = std::map<std::pair<int32_t, int32_t>, std::vector<float>>;
 
 enum class Sabotage { none, swap_pages, skip_copies, stale_page, wrong_token };
-
-struct Variant {
-  const char* name;
-  DType kv;
-  int32_t window_tokens;
-  DType weights = DType::kBF16;
-};
-
-constexpr Variant kVariants[] = {{"bf16", DType::kBF16, 0},
-                                 {"fp16", DType::kF16, 0},
-                                 {"fp32", DType::kF32, 0},
-                                 {"bf16_window", DType::kBF16, 40},
-                                 {"int8", DType::kI8, 0},
-                                 {"bf16_int8_weights", DType::kBF16, 0, DType::kI8},
-                                 {"int8_int4_weights", DType::kI8, 0, DType::kI4}};
 
 ModelConfig tiny_config(int32_t window_tokens) {
   ModelConfig config;
@@ -83,7 +69,7 @@ struct Model {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Transformer> transformer;
 
-  Model(int threads, int32_t window_tokens, DType weights) : backend(make_cpu_backend({.threads = threads})) {
+  Model(std::unique_ptr<Backend> on, int32_t window_tokens, DType weights) : backend(std::move(on)) {
     const ModelConfig config = tiny_config(window_tokens);
     transformer = std::make_unique<Transformer>(config, random_weights(config, weights, 7, *backend), *backend,
                                                 TransformerOptions{.step_tokens_max = kStepTokensMax,
@@ -131,7 +117,7 @@ class Driver {
     model_.transformer->forward(sabotaged(batch_.view()), cache_.layers());
     std::vector<int32_t> rows(static_cast<size_t>(batch_.view().rows));
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
-    const Matrix logits = model_.transformer->logits(rows);
+    const Matrix logits = on_host(model_.transformer->logits(rows));
     for (size_t i = 0; i < plan.sequences.size(); ++i) hold_against_reference(plan.sequences[i], i, logits);
     if (abandon) {
       ++outcome.abandoned;
@@ -157,6 +143,14 @@ class Driver {
     Reference* record;
     const Reference* compare;
   };
+
+  Matrix on_host(const Matrix& logits) {
+    model_.backend->synchronize();
+    if (model_.backend->host_readable()) return logits;
+    logits_.resize(static_cast<size_t>(logits.rows * logits.cols));
+    model_.backend->copy_out(logits_.data(), reinterpret_cast<const std::byte*>(logits.data), logits_.size() * sizeof(float));
+    return {logits_.data(), logits.rows, logits.cols};
+  }
 
   BatchView sabotaged(BatchView view) {
     page_tables_.assign(view.page_tables.begin(), view.page_tables.end());
@@ -225,6 +219,7 @@ class Driver {
   std::map<RequestId, Running> running_;
   std::vector<SampledToken> sampled_;
   std::vector<int32_t> page_tables_, tokens_;
+  std::vector<float> logits_;
 };
 
 // Requests with and without common beginnings; one reaches past the first split of the attention.
@@ -250,12 +245,14 @@ std::vector<Job> make_jobs(std::mt19937_64& random) {
   return jobs;
 }
 
-class BitExact : public ::testing::TestWithParam<Variant> {
+class BitExact : public ::testing::TestWithParam<BitExactVariant> {
  protected:
   void SetUp() override {
     std::mt19937_64 random(11);
     jobs_ = make_jobs(random);
-    for (int threads : {1, 2}) models_.push_back(std::make_unique<Model>(threads, GetParam().window_tokens, GetParam().weights));
+    for (auto& backend : bit_exact_backends()) {
+      models_.push_back(std::make_unique<Model>(std::move(backend), GetParam().window_tokens, GetParam().weights));
+    }
     for (const Job& job : jobs_) references_.push_back(reference_of(job));
   }
 
@@ -325,13 +322,14 @@ int64_t from_environment(const char* name, int64_t otherwise) {
 }
 
 TEST_P(BitExact, RandomSchedulesChangeNoBit) {
-  constexpr auto kEvery = static_cast<int64_t>(std::size(kVariants));  // each variant runs schedules of its own
-  const int64_t schedules = (from_environment("HEADROOM_SCHEDULES", 2000) + kEvery - 1) / kEvery;
-  const auto variant = std::ranges::find(kVariants, std::string_view(GetParam().name), &Variant::name) - kVariants;
+  const std::vector<BitExactVariant> variants = bit_exact_variants();
+  const auto every = static_cast<int64_t>(variants.size());  // each variant runs schedules of its own
+  const int64_t schedules = (from_environment("HEADROOM_SCHEDULES", 2000) + every - 1) / every;
+  const auto variant = std::ranges::find(variants, std::string_view(GetParam().name), &BitExactVariant::name) - variants.begin();
   const int64_t first_seed = from_environment("HEADROOM_SEED", 1) + variant;
   Outcome total;
   for (int64_t i = 0; i < schedules; ++i) {
-    const auto seed = static_cast<uint64_t>(first_seed + i * kEvery);
+    const auto seed = static_cast<uint64_t>(first_seed + i * every);
     const Outcome outcome = run_schedule(seed, Sabotage::none);
     ASSERT_EQ(outcome.rows_different, 0) << "of " << outcome.rows << " rows, seed " << seed << ", " << GetParam().name;
     total.rows += outcome.rows;
@@ -366,7 +364,7 @@ TEST_P(BitExact, SabotageIsSeen) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kv, BitExact, ::testing::ValuesIn(kVariants), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Kv, BitExact, ::testing::ValuesIn(bit_exact_variants()), [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace headroom

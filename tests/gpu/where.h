@@ -1,0 +1,10 @@
+// What the CUDA tests run on. The same sources are built twice: against the kernels' source on the CPU layer (where_layer.cc), on
+// every machine; and, as NAME_device, against the CUDA backend (where_device.cc), which says SKIPPED without a device. The build
+// links one of the two; nothing else knows.
+#pragma once
+
+namespace headroom {
+
+bool on_device();
+
+}  // namespace headroom

@@ -1,0 +1,21 @@
+#include "tests/sim/bit_exact.h"
+
+namespace headroom {
+
+std::vector<BitExactVariant> bit_exact_variants() {
+  return {{"bf16", DType::kBF16},
+          {"fp16", DType::kF16},
+          {"fp32", DType::kF32},
+          {"bf16_window", DType::kBF16, 40},
+          {"int8", DType::kI8},
+          {"bf16_int8_weights", DType::kBF16, 0, DType::kI8},
+          {"int8_int4_weights", DType::kI8, 0, DType::kI4}};
+}
+
+std::vector<std::unique_ptr<Backend>> bit_exact_backends() {
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (const int threads : {1, 2}) backends.push_back(make_cpu_backend({.threads = threads}));
+  return backends;
+}
+
+}  // namespace headroom
