@@ -13,6 +13,7 @@ namespace {
 
 constexpr double kRetryAfterMaxSeconds = 60.0;
 constexpr std::chrono::seconds kAbortSecondsMax{5};
+constexpr std::chrono::milliseconds kStalledPoll{100};
 
 }  // namespace
 
@@ -120,30 +121,42 @@ Engine::SubmitResult Engine::submit(GenerateRequest request) {
   std::shared_ptr<TokenStream> stream = live->stream;
   inbox_->submitted.push_back(std::move(live));
   inbox_->submitted_tokens += tokens;
-  ++inbox_->accepted;
+  if (inbox_->accepted++ == 0) inbox_->pending_since = Clock::now();
   lock.unlock();
   inbox_->work.notify_one();
   return stream;
 }
 
-bool Engine::drain(std::chrono::milliseconds grace) {
+bool Engine::drain(std::chrono::milliseconds grace, double stalled_seconds_max) {
   std::unique_lock lock(inbox_->mutex);
   inbox_->draining = true;
-  const auto idle = [this] { return inbox_->accepted == 0; };
-  if (inbox_->idle.wait_for(lock, grace, idle)) return true;
+  // True when nothing is left to do.
+  const auto wait_until = [&](Clock::time_point deadline) {
+    const auto idle = [this] { return inbox_->accepted == 0; };
+    while (!inbox_->idle.wait_until(lock, std::min(deadline, Clock::now() + kStalledPoll), idle)) {
+      lock.unlock();
+      const bool stalled = stats().seconds_since_progress > stalled_seconds_max;
+      lock.lock();
+      if (stalled || Clock::now() >= deadline) return idle();
+    }
+    return true;
+  };
+  if (wait_until(Clock::now() + grace)) return true;
   inbox_->abort_running = true;
   inbox_->work.notify_one();
-  inbox_->idle.wait_for(lock, kAbortSecondsMax, idle);  // longer only if a step hangs
+  wait_until(Clock::now() + kAbortSecondsMax);  // longer only if a step hangs
   return false;
 }
 
 EngineStats Engine::stats() const {
   EngineStats result;
+  Clock::time_point pending_since;
   {
     std::lock_guard lock(inbox_->mutex);
     result.draining = inbox_->draining;
     result.work_pending = inbox_->accepted > 0;
     result.requests_waiting = static_cast<int64_t>(inbox_->submitted.size());
+    pending_since = inbox_->pending_since;
   }
   const bool draining = result.draining, pending = result.work_pending;
   const int64_t submitted = result.requests_waiting;
@@ -157,7 +170,7 @@ EngineStats Engine::stats() const {
     last_progress_ = progress;
     last_progress_time_ = now;
   }
-  result.seconds_since_progress = seconds_between(last_progress_time_, now);
+  result.seconds_since_progress = seconds_between(std::max(last_progress_time_, pending_since), now);
   return result;
 }
 

@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -53,7 +54,7 @@ struct EngineStats {
   bool draining = false, faulted = false;
   std::string fault;             // what the model failed at
   bool work_pending = false;
-  double seconds_since_progress = 0;  // of the model; with work pending, a long time means that it hangs
+  double seconds_since_progress = 0;  // of the model, or since work is pending; with work pending, a long time means that it hangs
 };
 
 // What the engine holds between two steps, for people to watch.
@@ -80,9 +81,10 @@ class Engine {
   // The greatest generated_tokens_max with which such a request could run, were it alone; 0 if there is none.
   int32_t generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const;
 
-  // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted,
-  // which takes a step; after five seconds more it gives up, and stats().work_pending says that the model hangs.
-  bool drain(std::chrono::milliseconds grace);
+  // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted, which takes a step; after
+  // five seconds more it gives up, and stats().work_pending says that the model hangs. It gives up at once when the model has not got on
+  // for `stalled_seconds_max`.
+  bool drain(std::chrono::milliseconds grace, double stalled_seconds_max = std::numeric_limits<double>::infinity());
 
   EngineStats stats() const;
   // Asks the engine thread, which answers between two steps, and waits for that for at most `wait_max`; then what it answered last.

@@ -45,6 +45,7 @@ struct Engine::Inbox {
   bool abort_running = false;
   bool faulted = false;
   int64_t accepted = 0;  // not ended yet, the submitted ones included
+  Clock::time_point pending_since;  // when it was last 0, and then was not
   // The scheduler's queue as of the latest step; it can only have shrunk since.
   int64_t queue_requests = 0;
   int64_t queue_tokens = 0;

@@ -16,8 +16,10 @@ std::unique_ptr<Backend> cuda_backend_for(const DeviceOptions& options) {
     throw std::runtime_error("the CUDA backend takes weights in bf16 or fp16, not " + std::string(dtype_name(*refused)) +
                              ": set --weights bf16");
   }
-  if (!takes(options.kv)) {
-    throw std::runtime_error("the CUDA backend takes KV in bf16 or fp16, not " + std::string(dtype_name(options.kv)) + ": set --kv bf16");
+  const bool whole_chunks = options.head_dim % 16 == 0;  // int8 heads are copied 16 bytes at a time
+  if (!takes(options.kv) && !(options.kv == DType::kI8 && whole_chunks)) {
+    throw std::runtime_error("the CUDA backend takes KV in bf16 or fp16, and in int8 where head_dim is a multiple of 16, not " +
+                             std::string(dtype_name(options.kv)) + ": set --kv bf16");
   }
   return make_cuda_backend({.graphs = options.cuda_graphs});
 }

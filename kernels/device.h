@@ -18,6 +18,7 @@ struct DeviceOptions {
   bool cuda_graphs = true;      // decode steps are recorded once and replayed
   std::set<DType> weights;      // of the matrices that will be loaded
   DType kv = DType::kBF16;
+  int32_t head_dim = 0;         // of the model
 };
 
 struct ChosenBackend {

@@ -283,7 +283,7 @@ class Bench {
       types = loaded_weight_types(*opened_.tensors, config_, WeightTypes::of(weight_type));
     }
     ChosenBackend chosen = choose_backend(
-        {.device = options_.device, .threads = options_.threads, .cuda_graphs = options_.cuda_graphs, .weights = types, .kv = shape_.dtype});
+        {.device = options_.device, .threads = options_.threads, .cuda_graphs = options_.cuda_graphs, .weights = types, .kv = shape_.dtype, .head_dim = config_.head_dim});
     if (!chosen.reason.empty()) std::fprintf(stderr, "not CUDA: %s\n", chosen.reason.c_str());
     return std::move(chosen.backend);
   }

@@ -74,6 +74,9 @@ class EndSignal {
   std::thread thread_;
 };
 
+// After a fault probes and clients are told for so long, rather than find a closed port.
+constexpr std::chrono::milliseconds kFaultShown{500};
+
 class Interrupted : public std::exception {};
 
 uint64_t random_key() {
@@ -137,7 +140,7 @@ class Serving {
   // Finishes what runs. True when all of it ended in time.
   bool drain() {
     const auto grace = std::chrono::milliseconds(static_cast<int64_t>(options_.drain_seconds_max * 1000));
-    const bool all_ended = model()->engine->drain(grace);
+    const bool all_ended = model()->engine->drain(grace, options_.stalled_seconds_max);
     if (model()->engine->stats().work_pending) {
       spdlog::error("the model hangs: the process ends without it");
       std::_Exit(1);
@@ -257,6 +260,7 @@ int run_serve(const std::vector<std::string>& arguments, const BackendChooser& c
     const std::string fault = serving.fault();
     if (fault.empty()) continue;
     spdlog::error("the model has failed: {}; open requests were told, the process ends so that it can be started again", fault);
+    end.wait_for(kFaultShown);
     serving.drain();
     return 1;
   }

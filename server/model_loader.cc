@@ -35,7 +35,7 @@ int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t c
   if (options.kv_memory->share > 0) return static_cast<int64_t>(static_cast<double>(available_bytes) * options.kv_memory->share);
   if (options.kv_memory->bytes > available_bytes) {
     throw std::runtime_error("a KV pool of " + format_bytes(options.kv_memory->bytes) + " does not fit into the " +
-                             format_bytes(available_bytes) + " of free memory: set --kv-memory lower");
+                             format_bytes(available_bytes) + " of free memory: set --kv-memory to at most " + std::to_string(available_bytes));
   }
   return options.kv_memory->bytes;
 }
@@ -157,7 +157,11 @@ PoolMemory memory_of_pool(const Backend& backend, const ModelFacts& facts, const
   const int64_t beside_weights = available_bytes - facts.weight_bytes_predicted;
   if (!device) return {.available_bytes = beside_weights};
   const int64_t taken = facts.activation_bytes_predicted + facts.workspace_bytes_predicted;
-  return {.available_bytes = std::max<int64_t>(0, beside_weights - taken), .default_share = kDeviceShare};
+  if (taken >= beside_weights) {
+    throw std::runtime_error("activations and workspaces need " + format_bytes(taken) + ", and " + format_bytes(beside_weights) +
+                             " of the device's memory are free beside the weights: set --step-tokens-max or --running-sequences-max lower");
+  }
+  return {.available_bytes = beside_weights - taken, .default_share = kDeviceShare};
 }
 
 // Runs what takes memory of a device; where there is not enough, says what could be done.
@@ -181,15 +185,16 @@ std::unique_ptr<TransformerRunner> make_runner(const ServeOptions& options, std:
     return std::make_unique<Transformer>(model.config, std::move(weights), *backend, sizes);
   });
   const StepLimits limits = limits_of_steps(model.config, options);
+  const std::optional<DeviceMemoryState> before = backend->device_memory();
   take_memory("workspaces", fewer, [&] { backend->reserve(limits); });
   const std::optional<DeviceMemoryState> left = backend->device_memory();
-  const std::string fits = left ? "to at most " + format_bytes(left->free_bytes) : "lower";
+  if (left) model.facts.workspace_bytes = before->free_bytes - left->free_bytes;
+  const std::string fits = left ? "to at most " + std::to_string(left->free_bytes) : "lower";
   auto cache = take_memory("KV pool", "set --kv-memory " + fits, [&] {
     return std::make_unique<KvCache>(plan.shape, plan.capacity.pages, *backend);
   });
   model.facts.pool_bytes = cache->pool_bytes();
   model.facts.activation_bytes = static_cast<int64_t>(transformer->activation_bytes());
-  model.facts.workspace_bytes = static_cast<int64_t>(backend->workspace_bytes(limits));
   auto runner = std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), sizes.logits_rows_max);
   model.facts.device_memory = runner->backend().device_memory();
   return runner;
@@ -277,7 +282,8 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const Backe
                                  .threads = options.threads,
                                  .cuda_graphs = options.cuda_graphs,
                                  .weights = loaded_weight_types(*opened.tensors, config, weight_types),
-                                 .kv = options.kv.value_or(config.dtype)});
+                                 .kv = options.kv.value_or(config.dtype),
+                                 .head_dim = config.head_dim});
   ModelFacts facts = predicted_memory(*chosen.backend, opened, weight_types, options);
   const KvPlan plan = plan_kv(config, options, memory_of_pool(*chosen.backend, facts, options));
   phases.end("config");

@@ -120,7 +120,7 @@ Report make_report(const ReportOptions& options, const ReportProgress& progress)
   Report report{.model = std::filesystem::weakly_canonical(options.model).filename().string(),
                 .config = ModelConfig::load(options.model)};
   report.kv_dtype = options.kv.value_or(report.config.dtype);
-  DeviceOptions device{.device = options.device, .threads = options.threads, .weights = {report.config.dtype}, .kv = report.kv_dtype};
+  DeviceOptions device{.device = options.device, .threads = options.threads, .weights = {report.config.dtype}, .kv = report.kv_dtype, .head_dim = report.config.head_dim};
   VariantModel model{.config = report.config};
   {
     ChosenBackend chosen = choose_backend(device);

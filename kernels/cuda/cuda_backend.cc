@@ -5,15 +5,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
+#include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/errors.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/recording.h"
 #include "kernels/cuda/work_list.h"
+#include "kernels/cuda/workspace_sizes.h"
 #include "kernels/op_checks.h"
 
 namespace headroom {
@@ -21,8 +25,7 @@ namespace {
 
 using cuda::check_cuda;
 
-// Of states of attention that wait to be merged; tiles whose states do not fit are not cut.
-constexpr int64_t kPartialFloatsMax = (int64_t{128} << 20) / 4;
+constexpr size_t kLoadBytesMax = size_t{64} << 20;  // of a weight on its way to its place
 constexpr int32_t kAttentionBlocksPerMultiprocessor = 2;
 constexpr float kLog2E = 1.44269504f;
 
@@ -49,7 +52,7 @@ const float* data_or_null(Vector vector) { return vector.empty() ? nullptr : vec
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const CudaBackendOptions& options) {
+  explicit CudaBackend(const CudaBackendOptions& options) : graphs_(options.graphs) {
     check_cuda(cudaGetDeviceProperties(&device_, 0), "cudaGetDeviceProperties");
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     multiprocessors_ = options.multiprocessors > 0 ? options.multiprocessors : device_.multiProcessorCount;
@@ -57,7 +60,10 @@ class CudaBackend final : public Backend {
     attention_.grid_blocks =
         options.attention_blocks > 0 ? options.attention_blocks : kAttentionBlocksPerMultiprocessor * multiprocessors_;
   }
-  ~CudaBackend() override { static_cast<void>(cudaStreamDestroy(stream_)); }
+  ~CudaBackend() override {
+    recordings_.clear();
+    static_cast<void>(cudaStreamDestroy(stream_));
+  }
 
   std::string description() const override {
     return std::string("cuda: ") + device_.name + ", " + std::to_string(device_.multiProcessorCount) +
@@ -69,6 +75,20 @@ class CudaBackend final : public Backend {
     size_t free_bytes = 0, total_bytes = 0;
     check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
     return DeviceMemoryState{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+  }
+  size_t workspace_bytes(const StepLimits& limits) const override { return cuda::workspace_sizes(limits, multiprocessors_).total(); }
+  void reserve(const StepLimits& limits) override {
+    const cuda::WorkspaceSizes sizes = cuda::workspace_sizes(limits, multiprocessors_);
+    load_.release();
+    packed_.reserve<std::byte>(static_cast<int64_t>(sizes.packed), stream_);
+    gemm_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_partials), stream_);
+    gemm_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_arrivals), stream_);
+    attention_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_partials), stream_);
+    attention_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_arrivals), stream_);
+    staging_.reserve(sizes.staging);
+    recordings_.clear();
+    decode_.emplace(sizes.decode);
+    synchronize();
   }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<cuda::DeviceMemory>(bytes); }
   std::unique_ptr<Buffer> allocate_host(size_t bytes) override { return std::make_unique<cuda::PinnedMemory>(bytes); }
@@ -90,10 +110,39 @@ class CudaBackend final : public Backend {
   void begin_step(const BatchView& batch) override {
     synchronize();  // what the last step had put is read
     staging_.clear();
-    step_ = {.batch = batch};
+    step_ = {};
+    step_.batch = batch;
     step_.tokens = staging_.put(batch.tokens, stream_);
     step_.positions = staging_.put(batch.positions, stream_);
     step_.page_tables = staging_.put(batch.page_tables, stream_);
+  }
+
+  // A program's first step shows how its attention is cut; the first step of a bucket, that all its memory and code is there; the second
+  // is recorded; all later ones are replayed.
+  void run_step(const BatchView& batch, uint64_t program, const std::function<void(const BatchView&)>& ops) override {
+    if (program != program_) {
+      program_ = program;
+      attention_of_program_.reset();
+      recordings_.clear();
+    }
+    if (!graphs_ || !decode_ || !attention_of_program_ || !decode_->takes(batch)) {
+      begin_step(batch);
+      ops(batch);
+      if (step_.attention && step_.attention_cuts == 1) attention_of_program_ = {step_.attention->options, step_.page_tokens};
+      return;
+    }
+    begin_decode_step(batch);
+    packed_source_ = {};
+    const auto found = recordings_.find(step_.batch.rows);
+    if (found == recordings_.end()) {
+      ops(step_.batch);
+      recordings_.try_emplace(step_.batch.rows);
+      return;
+    }
+    cuda::Recording& recording = found->second;
+    if (recording.empty()) recording.record(stream_, [&] { ops(step_.batch); });
+    recording.launch(stream_);
+    packed_source_ = {};
   }
 
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
@@ -109,16 +158,21 @@ class CudaBackend final : public Backend {
     auto weight = std::make_unique<CudaWeight>(weight_type_, rows, parts.front().cols, stream_);
     int64_t first_row = 0;
     for (const HostWeight& part : parts) {
-      const size_t bytes = static_cast<size_t>(part.rows * part.cols) * 2;
-      auto* stored = load_.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
-      copy_in(stored, part.data, bytes);
-      cuda::pack_weight({.to = weight->data(),
-                         .from = reinterpret_cast<const uint16_t*>(stored),
-                         .first_row = first_row,
-                         .rows = part.rows,
-                         .cols = part.cols},
-                        stream_);
-      first_row += part.rows;
+      const size_t row_bytes = static_cast<size_t>(part.cols) * 2;
+      const auto rows_at_once = static_cast<int64_t>(std::max<size_t>(1, kLoadBytesMax / row_bytes));
+      for (int64_t row = 0; row < part.rows; row += rows_at_once) {
+        const int64_t slice_rows = std::min(rows_at_once, part.rows - row);
+        const size_t bytes = static_cast<size_t>(slice_rows) * row_bytes;
+        auto* stored = load_.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
+        copy_in(stored, static_cast<const std::byte*>(part.data) + static_cast<size_t>(row) * row_bytes, bytes);
+        cuda::pack_weight({.to = weight->data(),
+                           .from = reinterpret_cast<const uint16_t*>(stored),
+                           .first_row = first_row,
+                           .rows = slice_rows,
+                           .cols = part.cols},
+                          stream_);
+        first_row += slice_rows;
+      }
     }
     synchronize();  // other backends may read it from now on
     return weight;
@@ -167,7 +221,7 @@ class CudaBackend final : public Backend {
     wrote(out);
     cuda::rope_table({.out = rows_of(out),
                       .positions = on_device(positions),
-                      .inv_freq = staging_.put(inv_freq, stream_),
+                      .inv_freq = constant(inv_freq),
                       .factor = factor},
                      stream_);
   }
@@ -201,6 +255,7 @@ class CudaBackend final : public Backend {
                            .units = work.units,
                            .units_of = {work.list.units_of[0], work.list.units_of[1], work.list.units_of[2]},
                            .unit_count = 0,
+                           .recorded_unit_count = work.unit_count,
                            .partials = attention_partials_.reserve<float>(work.list.partial_floats, stream_),
                            .arrivals = attention_arrivals_.reserve<int32_t>(
                                static_cast<int64_t>(work.list.tiles.size()) * params.kv_heads, stream_)},
@@ -222,16 +277,23 @@ class CudaBackend final : public Backend {
     cuda::WorkList list;
     const cuda::AttentionTile* tiles = nullptr;
     const cuda::AttentionUnit* units = nullptr;
+    const int32_t* unit_count = nullptr;  // where a recorded launch reads it
+  };
+  struct Constant {
+    std::vector<float> values;
+    std::unique_ptr<cuda::DeviceMemory> memory;
   };
   // What begin_step and the first op that needs it brought to the device.
   struct Step {
     BatchView batch;
+    bool is_decode = false;  // its arrays are those of decode_
     const int32_t* tokens = nullptr;
     const int32_t* positions = nullptr;
     const int32_t* page_tables = nullptr;
     int32_t page_tokens = 0;
     const int32_t* row_pages = nullptr;
     std::optional<AttentionWork> attention;
+    int32_t attention_cuts = 0;  // how often it was made; more than once where layers differ
   };
 
   // A weight comes from load_weight of the backend that it is given back to.
@@ -241,6 +303,37 @@ class CudaBackend final : public Backend {
     CHECK(layer.dtype != DType::kF32) << "the CUDA backend keeps KV in bf16, fp16 or int8";
     CHECK(layer.dtype != DType::kI8 || layer.head_dim % cuda::kChunkBytes == 0) << "a head of int8 is whole chunks of 16 bytes";
     return {layer.data, layer.page_stride_bytes, layer.dtype, layer.kv_heads, layer.page_tokens, layer.head_dim};
+  }
+
+  // The next step has its arrays where recordings look for them.
+  void begin_decode_step(const BatchView& batch) {
+    synchronize();  // what the last step had put is read
+    staging_.clear();
+    const auto& [options, page_tokens] = *attention_of_program_;
+    decode_->put(batch, options, page_tokens, stream_);
+    step_ = {.batch = decode_->batch(),
+             .is_decode = true,
+             .tokens = decode_->tokens(),
+             .positions = decode_->positions(),
+             .page_tables = decode_->page_tables(),
+             .page_tokens = page_tokens,
+             .row_pages = decode_->row_pages(),
+             .attention = AttentionWork{.options = options,
+                                        .list = decode_->work(),
+                                        .tiles = decode_->tiles(),
+                                        .units = decode_->units(),
+                                        .unit_count = decode_->unit_count()}};
+  }
+
+  // Copies what is the same in all steps once.
+  const float* constant(std::span<const float> values) {
+    for (const Constant& known : constants_) {
+      if (std::ranges::equal(known.values, values)) return reinterpret_cast<const float*>(known.memory->data());
+    }
+    auto memory = std::make_unique<cuda::DeviceMemory>(values.size_bytes());
+    copy_in(memory->data(), values.data(), values.size_bytes());
+    constants_.push_back({{values.begin(), values.end()}, std::move(memory)});
+    return reinterpret_cast<const float*>(constants_.back().memory->data());
   }
 
   const int32_t* on_device(std::span<const int32_t> values) {
@@ -284,8 +377,10 @@ class CudaBackend final : public Backend {
                                         .head_dim = params.head_dim,
                                         .window_tokens = params.window_tokens,
                                         .grid_blocks = attention_.grid_blocks,
-                                        .partial_floats_max = kPartialFloatsMax};
+                                        .partial_floats_max = cuda::kPartialFloatsMax};
     if (!step_.attention || step_.attention->options != options) {
+      CHECK(!step_.is_decode) << "a program's layers cut attention as its first step showed";
+      ++step_.attention_cuts;
       AttentionWork& work = step_.attention.emplace();
       work.options = options;
       cuda::make_work_list(batch, options, work.list);
@@ -322,8 +417,16 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_ = nullptr;
   int32_t multiprocessors_ = 1;
   cuda::AttentionDevice attention_;
+  const bool graphs_;
   cuda::Staging staging_;
   Step step_;
+  // Steps that are recorded and replayed.
+  std::optional<cuda::DecodeStep> decode_;  // from reserve() on
+  uint64_t program_ = 0;                    // that the following is of
+  std::optional<std::pair<cuda::WorkListOptions, int32_t>> attention_of_program_;  // and the page_tokens
+  std::map<int32_t, cuda::Recording> recordings_;                                  // by the rows of a bucket
+  std::vector<Constant> constants_;
+
   cuda::Workspace load_, packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_;
   DType weight_type_ = DType::kBF16;
   uint16_t* packed_x_ = nullptr;

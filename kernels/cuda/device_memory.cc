@@ -58,6 +58,14 @@ void Staging::clear() {
   used_ = 0;
 }
 
+void Staging::reserve(size_t bytes) {
+  clear();
+  if (rooms_.empty() || rooms_.back()->host.bytes() < bytes) {
+    rooms_.clear();
+    rooms_.push_back(std::make_unique<Room>(aligned(bytes)));
+  }
+}
+
 const std::byte* Staging::put_bytes(const void* from, size_t bytes, cudaStream_t stream) {
   if (rooms_.empty() || used_ + bytes > rooms_.back()->host.bytes()) {
     const size_t before = rooms_.empty() ? 0 : rooms_.back()->host.bytes();

@@ -36,7 +36,7 @@ class Workspace {
   T* reserve(int64_t count, cudaStream_t stream) {
     return reinterpret_cast<T*>(reserve_bytes(static_cast<size_t>(count) * sizeof(T), stream));
   }
-  size_t bytes() const { return memory_ ? memory_->bytes() : 0; }
+  void release() { memory_.reset(); }
 
  private:
   std::byte* reserve_bytes(size_t bytes, cudaStream_t stream);
@@ -63,6 +63,8 @@ class Staging {
  public:
   // REQUIRES: the device is done with what was put.
   void clear();
+  // Room for so many bytes, of which nothing is put so far.
+  void reserve(size_t bytes);
   // Where `values` will be on the device, for whatever follows in the stream.
   template <class T>
   const T* put(std::span<const T> values, cudaStream_t stream) {

@@ -109,6 +109,7 @@ struct AttentionArgs {
   const AttentionUnit* units;
   int32_t units_of[kRowWarpKinds];  // how many there are with 1, 2 and 4 warps along the rows, in this order
   int32_t unit_count;               // of the launch in hand; paged_attention sets it
+  const int32_t* recorded_unit_count = nullptr;  // not null: the launch is recorded, for as many units as stand here when it runs
   float* partials;    // as the work list says
   int32_t* arrivals;  // [tiles · kv_heads], zeros before and after
 };

@@ -205,10 +205,14 @@ HEADROOM_DEVICE void attend_unit(const KernelParams& params, const AttentionUnit
   block_sync();  // shared memory is free for the next unit
 }
 
+HEADROOM_DEVICE int unit_count(const AttentionArgs& args) {
+  return args.recorded_unit_count != nullptr ? *args.recorded_unit_count : args.unit_count;
+}
+
 template <DType kType, int kDim, int kRowWarps>
 HEADROOM_KERNEL(kThreads, kDim > 128 ? 1 : 2) attention_kernel(HEADROOM_PARAMS KernelParams params) {
   const int kv_heads = params.args.pages.kv_heads;
-  for (int i = block_x(); i < params.args.unit_count * kv_heads; i += grid_x()) {
+  for (int i = block_x(); i < unit_count(params.args) * kv_heads; i += grid_x()) {
     const AttentionUnit unit = params.args.units[i / kv_heads];
     attend_unit<Shape<kType, kDim, kRowWarps>>(params, unit, params.args.tiles[unit.tile], i % kv_heads);
   }
@@ -228,7 +232,8 @@ void launch_shape(const AttentionArgs& args, const AttentionDevice& device, cuda
   while ((1 << params.page_shift) < args.pages.page_tokens) ++params.page_shift;
   const int split_bytes = kFixedBytes + params.split_stages * S::kStageBytes;
   const int merged_bytes = kFixedBytes + S::kMergedBytes + params.merged_stages * S::kStageBytes;
-  const int64_t work = static_cast<int64_t>(args.unit_count) * args.pages.kv_heads;
+  int64_t work = static_cast<int64_t>(args.unit_count) * args.pages.kv_heads;
+  if (args.recorded_unit_count != nullptr && work > 0) work = device.grid_blocks;  // later there may be more
   launch("paged_attention", attention_kernel<kType, kDim, kRowWarps>, Grid{work < device.grid_blocks ? work : device.grid_blocks},
          kThreads, static_cast<size_t>(split_bytes > merged_bytes ? split_bytes : merged_bytes), stream, params);
 }

@@ -2,8 +2,18 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <optional>
+#include <vector>
 
 #include "tests/cuda_on_cpu/include/cuda_runtime_api.h"
+
+using Work = std::vector<std::function<bool()>>;
+struct CUgraph_st {
+  Work work;
+};
+struct CUgraphExec_st {
+  Work work;
+};
 
 namespace {
 
@@ -13,6 +23,17 @@ size_t used_bytes = 0;
 std::map<void*, size_t> allocations;
 int calls_before_failure = -1;
 cudaError_t failure = cudaSuccess;
+
+std::optional<Work> capture;  // of the one stream that there is
+bool capture_is_broken = false;
+int launches = 0;
+
+// Of calls that a capture does not allow.
+cudaError_t outside_capture() {
+  if (!capture) return cudaSuccess;
+  capture_is_broken = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
 
 // What this call returns, if an injected error is due.
 cudaError_t injected() {
@@ -28,6 +49,12 @@ cudaError_t injected() {
 }  // namespace
 
 namespace headroom::cuda_on_cpu {
+bool do_in_stream(std::function<bool()> work) {
+  if (!capture) return work();
+  capture->push_back(std::move(work));
+  return true;
+}
+int graph_launches() { return launches; }
 void set_devices(int count) { devices = count; }
 void set_memory_bytes(size_t bytes) { memory_bytes = bytes; }
 void fail_after(int calls, cudaError_t error) {
@@ -54,6 +81,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 
 // Fresh memory is NaN in every element type.
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
   if (const cudaError_t error = injected(); error != cudaSuccess) return error;
   if (bytes > memory_bytes - used_bytes) return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -66,6 +94,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 
 cudaError_t cudaFree(void* memory) {
   if (memory == nullptr) return cudaSuccess;
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
   const auto found = allocations.find(memory);
   if (found == allocations.end()) return cudaErrorInvalidValue;
   used_bytes -= found->second;
@@ -75,6 +104,7 @@ cudaError_t cudaFree(void* memory) {
 }
 
 cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
   if (const cudaError_t error = injected(); error != cudaSuccess) return error;
   *memory = std::malloc(std::max<size_t>(bytes, 1));
   return *memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
@@ -87,13 +117,48 @@ cudaError_t cudaFreeHost(void* memory) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   if (const cudaError_t error = injected(); error != cudaSuccess) return error;
-  std::memmove(to, from, bytes);
+  headroom::cuda_on_cpu::do_in_stream([=] { return std::memmove(to, from, bytes) != nullptr; });
   return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
   if (const cudaError_t error = injected(); error != cudaSuccess) return error;
-  std::memset(memory, value, bytes);
+  headroom::cuda_on_cpu::do_in_stream([=] { return std::memset(memory, value, bytes) != nullptr; });
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  capture.emplace();
+  capture_is_broken = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  if (!capture) return cudaErrorInvalidValue;
+  *graph = capture_is_broken ? nullptr : new CUgraph_st{std::move(*capture)};
+  capture.reset();
+  return capture_is_broken ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  *exec = new CUgraphExec_st{graph->work};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  ++launches;
+  for (const auto& work : exec->work) {
+    if (!work()) return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
   return cudaSuccess;
 }
 
@@ -102,13 +167,17 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return injected();
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return injected(); }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  const cudaError_t error = outside_capture();
+  return error != cudaSuccess ? error : injected();
+}
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     default: return "cudaErrorInvalidValue";
   }
 }

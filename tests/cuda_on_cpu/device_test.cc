@@ -68,6 +68,8 @@ TEST_F(Devices, TypesThatTheDeviceDoesNotTakeLeaveTheCpu) {
   }
   EXPECT_EQ(choose_backend({.threads = 1, .kv = DType::kF32}).device, "cpu");
   EXPECT_THAT(refusal({.device = "cuda", .kv = DType::kF32}), HasSubstr("set --kv bf16"));
+  EXPECT_EQ(choose_backend({.kv = DType::kI8, .head_dim = 64}).device, "cuda");
+  EXPECT_EQ(choose_backend({.threads = 1, .kv = DType::kI8, .head_dim = 72}).device, "cpu");
 }
 
 }  // namespace

@@ -34,11 +34,11 @@ class Skipped(Exception):
 class Server:
     """`headroom serve` on a free port. Leaving the context ends it and checks that it had to be ended."""
 
-    def __init__(self, binary, model, *options):
+    def __init__(self, binary, model, *options, environment=None):
         self.stderr = tempfile.TemporaryFile()
         self.started = time.monotonic()
         self.process = subprocess.Popen([binary, "serve", "--model", model, "--port", "0", *options], stdout=subprocess.DEVNULL,
-                                        stderr=self.stderr, cwd=ROOT)
+                                        stderr=self.stderr, cwd=ROOT, env={**os.environ, **(environment or {})})
         self.port = self._wait_ready()
         self.ready_seconds = time.monotonic() - self.started
         self.base_url = f"http://127.0.0.1:{self.port}"

@@ -18,6 +18,7 @@ enum class Fault { none, out_of_memory, sticky, nan, hang };
 struct FaultPlan {
   Fault fault = Fault::none;
   int64_t at_call = -1;
+  bool from_first_step = false;  // calls count from there; else all
   std::atomic<int64_t> calls{0};
   std::atomic<bool> hanging{false};
   std::atomic<bool> released{false};  // lets a call that hangs go on
@@ -30,6 +31,10 @@ class FaultyBackend final : public Backend {
 
   std::string description() const override { return "faulty " + inside_->description(); }
   bool host_readable() const override { return inside_->host_readable(); }
+  std::optional<DeviceMemoryState> device_memory() const override { return inside_->device_memory(); }
+  size_t workspace_bytes(const StepLimits& limits) const override { return inside_->workspace_bytes(limits); }
+  void reserve(const StepLimits& limits) override { inside_->reserve(limits); }
+  std::unique_ptr<Buffer> allocate_host(size_t bytes) override { return inside_->allocate_host(bytes); }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return inside_->allocate(bytes); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inside_->load_weight(parts); }
   void copy_in(std::byte* to, const void* from, size_t bytes) override {
@@ -49,6 +54,8 @@ class FaultyBackend final : public Backend {
     inside_->synchronize();
   }
   void begin_step(const BatchView& batch) override {
+    if (!stepped_ && plan_->from_first_step) plan_->calls = 0;
+    stepped_ = true;
     before("begin_step");
     inside_->begin_step(batch);
   }
@@ -83,6 +90,7 @@ class FaultyBackend final : public Backend {
  private:
   // True where this call's numbers shall be wrong.
   bool before(const char* op) {
+    if (plan_->from_first_step && !stepped_) return false;
     if (plan_->calls.fetch_add(1) != plan_->at_call) return false;
     plan_->op = op;
     switch (plan_->fault) {
@@ -111,6 +119,7 @@ class FaultyBackend final : public Backend {
 
   std::unique_ptr<Backend> inside_;
   std::shared_ptr<FaultPlan> plan_;
+  bool stepped_ = false;
 };
 
 }  // namespace headroom

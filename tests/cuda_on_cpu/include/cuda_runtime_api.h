@@ -1,18 +1,24 @@
 // The part of the CUDA runtime that the backend calls, on host memory, for tests. Device memory is host memory, and what a stream
 // is told to do is done at once, so an order that is missing does not show; what is asked of the runtime, and what it answers
-// when it fails, does.
+// when it fails, does. A capture keeps what it is told, by value, to do it at each launch of the graph; what a real capture does not
+// allow fails here too.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorMemoryAllocation = 2;
 constexpr cudaError_t cudaErrorNoDevice = 100;
 constexpr cudaError_t cudaErrorIllegalAddress = 700;
+constexpr cudaError_t cudaErrorStreamCaptureUnsupported = 900;
 constexpr unsigned cudaStreamNonBlocking = 1;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
 struct cudaDeviceProp {
@@ -35,6 +41,12 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 
@@ -45,5 +57,9 @@ void set_devices(int count);
 void set_memory_bytes(size_t bytes);
 // The call after the next `calls` fails with `error`, once; sticky errors from then on. Negative: none does.
 void fail_after(int calls, cudaError_t error);
+// Does `work`, or keeps it for the graph that is being captured. True: it succeeded, so far.
+bool do_in_stream(std::function<bool()> work);
+// Graphs that were launched so far.
+int graph_launches();
 
 }  // namespace headroom::cuda_on_cpu

@@ -225,7 +225,7 @@ void launch(const char* name, void (*kernel)(Params), Grid grid, int threads, si
             const Params& params) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const cuda_on_cpu::Index3 blocks{static_cast<int>(grid.x), static_cast<int>(grid.y), static_cast<int>(grid.z)};
-  const bool ran = cuda_on_cpu::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
+  const bool ran = cuda_on_cpu::do_in_stream([=] { return cuda_on_cpu::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); }); });
   check_cuda(ran ? cudaSuccess : cudaErrorInvalidValue, name);
 }
 
