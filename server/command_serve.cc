@@ -157,7 +157,7 @@ class Serving {
     // What the bits of an answer depend on besides the request.
     const std::string kv = options_.kv ? std::string(dtype_name(*options_.kv)) : "auto";
     const std::string weights = options_.weights ? std::string(dtype_name(*options_.weights)) : "stored";
-    const std::string configuration = names_.front() + " " + options_.device + " " + kv + " " + weights;
+    const std::string configuration = names_.front() + " " + kv + " " + weights;
     api.system_fingerprint = "fp_" + sha256_hex(HEADROOM_VERSION " " + configuration).substr(0, 12);
     api.metrics_public = options_.http.metrics_public;
     api.seed_key = random_key();

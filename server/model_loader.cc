@@ -325,7 +325,8 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const Backe
                                     .eos_token = text.eos_token,
                                     .attention = model->attention ? &*model->attention : nullptr,
                                     .limits = {},
-                                    .defaults = text.defaults});
+                                    .defaults = text.defaults,
+                                    .device = chosen.device});
   model->served->limits.context_tokens_max = plan.context_tokens;
   model->served->capacity = {.config = model->config,
                              .weight_dtype = options.weights.value_or(model->config.dtype),

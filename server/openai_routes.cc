@@ -157,7 +157,7 @@ void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, Gene
                       .id = (kind.is_chat ? "chatcmpl-" : "cmpl-") + request.request_id,
                       .created = options_.now_unix_seconds(),
                       .model = options_.model_names.front(),
-                      .system_fingerprint = options_.system_fingerprint,
+                      .system_fingerprint = served->device.empty() ? options_.system_fingerprint : options_.system_fingerprint + "_" + served->device,
                       .top_logprobs = fields.top_logprobs,
                       .tokens_as_ids = fields.tokens_as_ids,
                       .return_token_ids = fields.return_token_ids,

@@ -23,6 +23,7 @@ struct ServedModel {
   const AttentionProbe* attention = nullptr;    // null: /v1/attention is off
   ApiLimits limits;
   GenerationDefaults defaults;
+  std::string device;         // that computes, "cpu" or "cuda": other bits, so a part of the fingerprint
   CapacityQuestion capacity;  // one request of the whole context, in the pool that there is
 };
 

@@ -79,7 +79,6 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const StepLimits& limits) const override { return cuda::workspace_sizes(limits, multiprocessors_).total(); }
   void reserve(const StepLimits& limits) override {
     const cuda::WorkspaceSizes sizes = cuda::workspace_sizes(limits, multiprocessors_);
-    load_.release();
     packed_.reserve<std::byte>(static_cast<int64_t>(sizes.packed), stream_);
     gemm_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_partials), stream_);
     gemm_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_arrivals), stream_);
@@ -156,6 +155,7 @@ class CudaBackend final : public Backend {
     }
     weight_type_ = parts.front().dtype;
     auto weight = std::make_unique<CudaWeight>(weight_type_, rows, parts.front().cols, stream_);
+    cuda::Workspace load;
     int64_t first_row = 0;
     for (const HostWeight& part : parts) {
       const size_t row_bytes = static_cast<size_t>(part.cols) * 2;
@@ -163,7 +163,7 @@ class CudaBackend final : public Backend {
       for (int64_t row = 0; row < part.rows; row += rows_at_once) {
         const int64_t slice_rows = std::min(rows_at_once, part.rows - row);
         const size_t bytes = static_cast<size_t>(slice_rows) * row_bytes;
-        auto* stored = load_.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
+        auto* stored = load.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
         copy_in(stored, static_cast<const std::byte*>(part.data) + static_cast<size_t>(row) * row_bytes, bytes);
         cuda::pack_weight({.to = weight->data(),
                            .from = reinterpret_cast<const uint16_t*>(stored),
@@ -427,7 +427,7 @@ class CudaBackend final : public Backend {
   std::map<int32_t, cuda::Recording> recordings_;                                  // by the rows of a bucket
   std::vector<Constant> constants_;
 
-  cuda::Workspace load_, packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_;
+  cuda::Workspace packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_;
   DType weight_type_ = DType::kBF16;
   uint16_t* packed_x_ = nullptr;
   Matrix packed_source_;

@@ -36,7 +36,6 @@ class Workspace {
   T* reserve(int64_t count, cudaStream_t stream) {
     return reinterpret_cast<T*>(reserve_bytes(static_cast<size_t>(count) * sizeof(T), stream));
   }
-  void release() { memory_.reset(); }
 
  private:
   std::byte* reserve_bytes(size_t bytes, cudaStream_t stream);
