@@ -146,11 +146,14 @@ def tests(binary, model):
             assert done.returncode == 1 and len(lines) == 1, done
             for text in wanted:
                 assert text in lines[0], (wanted, lines[0])
+            return lines[0]
 
         failed(0, wanted=["--device cuda: no CUDA device: "])
         failed(1, wanted=["the weights need 1.28 MiB, and 1 MiB of memory are free"])
         small = ("--running-sequences-max", "4", "--step-tokens-max", "64", "--context-tokens", "512")
-        failed(64, *small, "--kv-memory", "80MiB", wanted=["a KV pool of 80 MiB does not fit into the ", "set --kv-memory to at most "])
+        line = failed(64, *small, "--kv-memory", "80MiB", wanted=["a KV pool of 80 MiB does not fit into the ", "set --kv-memory to at most "])
+        with Server(binary, model, "--device", "cuda", *small, "--kv-memory", line.split()[-1], environment={"HEADROOM_TEST_DEVICE_MIB": "64"}):
+            pass
         failed(64, "--step-tokens-max", "65536", "--kv-memory", "1MiB", wanted=["activations and workspaces need ", "set --step-tokens-max or --running-sequences-max lower"])
 
     def without_a_device_the_cpu_serves_and_the_log_says_why():
