@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -11,14 +13,15 @@ namespace {
 
 class NeedsADevice : public testing::Environment {
  public:
+  // Ends the program: a skip from here would leave tests that count as passed.
   void SetUp() override {
-    std::string reason;
     try {
       make_cuda_backend({});
     } catch (const std::runtime_error& error) {
-      reason = error.what();
+      std::printf("SKIPPED: %s\n", error.what());
+      std::fflush(stdout);
+      std::_Exit(0);
     }
-    if (!reason.empty()) GTEST_SKIP() << "SKIPPED: " << reason;
   }
 };
 const testing::Environment* const needs_a_device = testing::AddGlobalTestEnvironment(new NeedsADevice);
