@@ -6,5 +6,7 @@
 namespace headroom {
 
 bool on_device();
+// Steps that were replayed so far; a device does not say.
+int replayed_steps();
 
 }  // namespace headroom
