@@ -115,14 +115,21 @@ void Transformer::forward(const BatchView& batch, std::span<const KvLayer> kv_la
   CHECK_GT(batch.rows, 0);
   CHECK_LE(batch.rows, options_.step_tokens_max);
   CHECK_EQ(kv_layers.size(), weights_->layers.size());
-  if (recorded_kv_ != kv_layers.front().data) {
-    recorded_kv_ = kv_layers.front().data;
+  if (!is_recorded_pool(kv_layers)) {
+    recorded_kv_ = {kv_layers.front(), kv_layers.back()};
     program_ = ++programs;
   }
   const uint64_t layers_before = layers_run();
   backend_.run_step(batch, program_, [&](const BatchView& given) { run_layers(given, kv_layers); });
   layers_run_.store(layers_before + weights_->layers.size(), std::memory_order_relaxed);  // also where they were replayed
   activations_->rows = batch.rows;
+}
+
+// A pool may take the place of another one in memory, with pages of another size or number.
+bool Transformer::is_recorded_pool(std::span<const KvLayer> kv_layers) const {
+  const KvLayer &first = kv_layers.front(), &known = recorded_kv_.first;
+  return first.data == known.data && kv_layers.back().data == recorded_kv_.second.data && first.dtype == known.dtype &&
+         first.page_stride_bytes == known.page_stride_bytes && first.page_tokens == known.page_tokens;
 }
 
 void Transformer::run_layers(const BatchView& batch, std::span<const KvLayer> kv_layers) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/model/config.h"
@@ -47,6 +48,7 @@ class Transformer {
 
  private:
   struct Activations;
+  bool is_recorded_pool(std::span<const KvLayer> kv_layers) const;
   // All layers, for the rows of `batch`, which begin_step has.
   void run_layers(const BatchView& batch, std::span<const KvLayer> kv_layers);
 
@@ -55,8 +57,8 @@ class Transformer {
   Backend& backend_;
   TransformerOptions options_;
   std::unique_ptr<Activations> activations_;
-  const std::byte* recorded_kv_ = nullptr;  // the pool that program_ writes to
-  uint64_t program_ = 0;                    // names the ops of forward() for the backend: these weights, activations and pool
+  std::pair<KvLayer, KvLayer> recorded_kv_;  // the first and the last layer of the pool that program_ writes to
+  uint64_t program_ = 0;                     // names the ops of forward() for the backend: these weights, activations and pool
   std::atomic<uint64_t> layers_run_{0};
 };
 

@@ -32,6 +32,7 @@ constexpr int32_t kVocab = 64;
 constexpr int32_t kContextTokens = 1024;
 constexpr int32_t kStepTokensMax = 1024;
 constexpr int32_t kLogitsRows = 1024;
+constexpr int32_t kSequencesMax = 64;
 
 struct Job {
   std::vector<TokenId> prompt;
@@ -71,10 +72,10 @@ struct Model {
 
   Model(std::unique_ptr<Backend> on, int32_t window_tokens, DType weights) : backend(std::move(on)) {
     const ModelConfig config = tiny_config(window_tokens);
-    transformer = std::make_unique<Transformer>(config, random_weights(config, weights, 7, *backend), *backend,
-                                                TransformerOptions{.step_tokens_max = kStepTokensMax,
-                                                                   .logits_rows_max = kLogitsRows,
-                                                                   .served_context_tokens = kContextTokens});
+    const TransformerOptions sizes{
+        .step_tokens_max = kStepTokensMax, .logits_rows_max = kLogitsRows, .served_context_tokens = kContextTokens};
+    transformer = std::make_unique<Transformer>(config, random_weights(config, weights, 7, *backend), *backend, sizes);
+    backend->reserve(step_limits(config, sizes, kSequencesMax, kContextTokens / 16));
   }
 };
 
@@ -266,7 +267,7 @@ class BitExact : public ::testing::TestWithParam<BitExactVariant> {
     options.context_tokens_max = kContextTokens;
     options.window_tokens = GetParam().window_tokens;
     options.step_tokens_max = kStepTokensMax;
-    options.running_sequences_max = 64;
+    options.running_sequences_max = kSequencesMax;
     return options;
   }
 
