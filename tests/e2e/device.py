@@ -123,8 +123,12 @@ def tests(binary, model):
         with Server(binary, model, "--device", "cpu", "--kv-memory", "4MiB") as server:
             expected = server.complete(PROMPT, **GREEDY)["choices"][0]["text"]
         options = ("--device", "cuda", "--running-sequences-max", "4", "--step-tokens-max", "64", "--context-tokens", "512")
+        options += ("--introspection", "true")
         with Server(binary, model, *options, environment={"HEADROOM_TEST_DEVICE_MIB": "96"}) as server:
-            assert server.complete(PROMPT, **GREEDY)["choices"][0]["text"] == expected
+            answer = server.complete(PROMPT, **GREEDY)
+            assert answer["choices"][0]["text"] == expected and answer["system_fingerprint"].endswith("_cuda"), answer
+            attention = server.post("/v1/attention", {"prompt": "walnut is walnut", "layer": 1})[1]
+            assert all(abs(sum(row) - 1) < 0.01 for head in attention["heads"] for row in head["rows"])
             parts = {}
             for part in ("weights", "activations", "workspaces", "kv_pool"):
                 predicted = server.metric("headroom_memory_predicted_bytes", part=part)
@@ -155,6 +159,21 @@ def tests(binary, model):
         with Server(binary, model, "--device", "cuda", *small, "--kv-memory", line.split()[-1], environment={"HEADROOM_TEST_DEVICE_MIB": "64"}):
             pass
         failed(64, "--step-tokens-max", "65536", "--kv-memory", "1MiB", wanted=["activations and workspaces need ", "set --step-tokens-max or --running-sequences-max lower"])
+
+    def any_call_of_a_start_may_fail():
+        small = ("--device", "cuda", "--running-sequences-max", "4", "--step-tokens-max", "64", "--context-tokens", "512")
+        lines, calls = set(), 1
+        while True:
+            try:
+                with Server(binary, model, *small, environment={"HEADROOM_TEST_DEVICE_MIB": "64", "HEADROOM_TEST_DEVICE_CALLS": str(calls)}):
+                    break
+            except AssertionError as error:
+                line = str(error).strip().split("\n")[1:]
+                assert len(line) == 1 and line[0].startswith("headroom: ") and "cuda: " in line[0], error
+                lines.add(line[0].split(": ")[1])
+            calls += 13
+        assert lines >= {"weights", "workspaces"}, lines
+        return f"{calls // 13} starts failed at {', '.join(sorted(lines))}"
 
     def without_a_device_the_cpu_serves_and_the_log_says_why():
         with Server(binary, model, "--kv-memory", "4MiB", environment={"HEADROOM_TEST_DEVICE_MIB": "0"}) as server:

@@ -1,5 +1,5 @@
 // `headroom serve` on a device that tests can do with as they like: the CUDA backend on the CPU test layer, whose device has
-// HEADROOM_TEST_DEVICE_MIB of memory (0: there is none), or the CPU backend; with HEADROOM_TEST_FAULT=KIND:CALL, its CALL-th call from
+// HEADROOM_TEST_DEVICE_MIB of memory (0: there is none) and no more after HEADROOM_TEST_DEVICE_CALLS calls, or the CPU backend; with HEADROOM_TEST_FAULT=KIND:CALL, its CALL-th call from
 // the first step on fails, as faulty_backend.h says. The program that is shipped has none of this.
 #include <cstdio>
 #include <cstdlib>
@@ -43,6 +43,9 @@ int main(int argc, char** argv) {
       const size_t mebibytes = std::stoul(text);
       headroom::cuda_on_cpu::set_devices(mebibytes > 0 ? 1 : 0);
       headroom::cuda_on_cpu::set_memory_bytes(mebibytes << 20);
+    }
+    if (const char* text = std::getenv("HEADROOM_TEST_DEVICE_CALLS"); text != nullptr) {
+      headroom::cuda_on_cpu::fail_after(std::stoi(text), cudaErrorMemoryAllocation);
     }
     return headroom::run_serve({argv + 2, argv + argc}, choose);  // argv[1] is "serve"
   } catch (const std::exception& error) {
