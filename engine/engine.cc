@@ -23,10 +23,11 @@ Engine::Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner
       runner_(std::move(runner)),
       observer_(observer),
       vocab_size_(runner_->vocab_size()),
-      inbox_(std::make_shared<Inbox>()),
+      inbox_(std::make_shared<Inbox>(options_.scheduler)),
       scheduler_(options_.scheduler),
       sampler_(vocab_size_),
       last_progress_time_(Clock::now()) {
+  if (options_.scheduler.tenants.size() > 1) totals_.tenants.resize(options_.scheduler.tenants.size());
   publish_view(0);
   thread_ = std::thread([this] { thread_main(); });
 }
@@ -54,7 +55,7 @@ std::optional<SubmitError> Engine::refusal(const GenerateRequest& request) const
     }
   }
   const Admission admission = scheduler_.can_ever_run(static_cast<int64_t>(request.prompt.size()), request.choices,
-                                                      request.generated_tokens_max);
+                                                      request.generated_tokens_max, request.tenant);
   switch (admission.status) {
     case AdmissionStatus::exceeds_context:
       return SubmitError{SubmitError::Kind::context_exceeded,
@@ -65,6 +66,10 @@ std::optional<SubmitError> Engine::refusal(const GenerateRequest& request) const
       return SubmitError{SubmitError::Kind::pool_exceeded,
                          "the request may need " + std::to_string(admission.pages_needed) + " KV pages; the pool has " +
                              std::to_string(admission.pages_total) + " in all: ask for fewer tokens or choices"};
+    case AdmissionStatus::exceeds_share:
+      return SubmitError{SubmitError::Kind::share_exceeded,
+                         "the request may need " + std::to_string(admission.pages_needed) + " KV pages; the share of this API key is " +
+                             std::to_string(admission.pages_total) + ": ask for fewer tokens or choices"};
     case AdmissionStatus::exceeds_running:
       return invalid("n is larger than the number of sequences that this server runs at once");
     case AdmissionStatus::accepted:
@@ -73,36 +78,78 @@ std::optional<SubmitError> Engine::refusal(const GenerateRequest& request) const
   return std::nullopt;
 }
 
-int32_t Engine::generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const {
+int32_t Engine::generated_tokens_possible(int64_t prompt_tokens, int32_t choices, TenantId tenant) const {
   int32_t possible = 0, impossible = options_.scheduler.context_tokens_max + 1;
   while (possible + 1 < impossible) {
     const int32_t middle = possible + (impossible - possible) / 2;
-    (scheduler_.can_ever_run(prompt_tokens, choices, middle).accepted() ? possible : impossible) = middle;
+    (scheduler_.can_ever_run(prompt_tokens, choices, middle, tenant).accepted() ? possible : impossible) = middle;
   }
   return possible;
 }
 
-Engine::SubmitResult Engine::submit(GenerateRequest request) {
-  if (std::optional<SubmitError> error = refusal(request)) return *error;
-  auto live = std::make_unique<Live>();
-  live->arrival = Clock::now();
-  const auto tokens = static_cast<int64_t>(request.prompt.size());
-
-  std::unique_lock lock(inbox_->mutex);
+// Why nothing is accepted any more.
+std::optional<SubmitError> Engine::closed() const {
   if (inbox_->faulted) return SubmitError{SubmitError::Kind::faulted, "the model has failed; the server is about to exit", 1};
   if (inbox_->draining || inbox_->stop) {
     return SubmitError{SubmitError::Kind::draining, "the server is shutting down; send the request to another replica", 1};
   }
-  const int64_t queued = inbox_->queue_requests + static_cast<int64_t>(inbox_->submitted.size());
-  const int64_t queued_tokens = inbox_->queue_tokens + inbox_->submitted_tokens;
-  const SchedulerOptions& limits = options_.scheduler;
-  if (queued >= limits.queue_requests_max || (queued > 0 && queued_tokens + tokens > limits.queue_tokens_max)) {
-    const double wait = std::clamp(static_cast<double>(queued) * inbox_->seconds_per_request, 1.0, kRetryAfterMaxSeconds);
-    return SubmitError{SubmitError::Kind::queue_full,
-                       std::to_string(queued) + " requests with " + std::to_string(queued_tokens) +
-                           " prompt tokens are waiting already; try again later",
-                       wait};
+  return std::nullopt;
+}
+
+SubmitError Engine::queue_full(TenantId tenant) const {
+  ++inbox_->refused_full[index_of(tenant)];
+  const QueueGate& gate = inbox_->gate;
+  const bool alone = options_.scheduler.tenants.size() == 1;
+  return {SubmitError::Kind::queue_full,
+          std::to_string(gate.requests_of(tenant)) + " requests" + (alone ? "" : " of this API key") + " with " +
+              std::to_string(gate.tokens_of(tenant)) + " prompt tokens are waiting already; try again later",
+          std::clamp(static_cast<double>(gate.requests()) * inbox_->seconds_per_request, 1.0, kRetryAfterMaxSeconds)};
+}
+
+Engine::ReserveResult Engine::reserve(TenantId tenant, int32_t requests) {
+  if (requests > options_.scheduler.queue_requests_max) {
+    return SubmitError{SubmitError::Kind::invalid, std::to_string(requests) + " prompts are more than the queue has places, " +
+                                                       std::to_string(options_.scheduler.queue_requests_max)};
   }
+  const auto now = Clock::now();
+  const std::lock_guard lock(inbox_->mutex);
+  if (std::optional<SubmitError> error = closed()) return *std::move(error);
+  switch (inbox_->gate.take_places(tenant, requests, now)) {
+    case QueueGate::Refusal::none: return Reservation(inbox_, tenant, requests);
+    case QueueGate::Refusal::queue_full: return queue_full(tenant);
+    case QueueGate::Refusal::too_fast: break;
+  }
+  ++inbox_->refused_too_fast[index_of(tenant)];
+  return SubmitError{SubmitError::Kind::too_fast, "this API key has used up its requests or tokens per minute; try again later",
+                     inbox_->gate.seconds_until_allowed(tenant, now)};
+}
+
+Engine::Reservation::Reservation(Reservation&& other) noexcept
+    : inbox_(std::move(other.inbox_)), tenant_(other.tenant_), places_(std::exchange(other.places_, 0)) {}
+
+Engine::Reservation::~Reservation() {
+  if (places_ == 0) return;
+  const std::lock_guard lock(inbox_->mutex);
+  inbox_->gate.give_back(tenant_, places_);
+}
+
+Engine::SubmitResult Engine::submit(GenerateRequest request) {
+  if (std::optional<SubmitError> error = refusal(request)) return *std::move(error);
+  auto places = reserve(request.tenant, 1);
+  if (auto* error = std::get_if<SubmitError>(&places)) return std::move(*error);
+  return submit(std::move(request), std::get<Reservation>(places));
+}
+
+Engine::SubmitResult Engine::submit(GenerateRequest request, Reservation& places) {
+  if (std::optional<SubmitError> error = refusal(request)) return *std::move(error);
+  CHECK(places.inbox_ == inbox_ && places.tenant_ == request.tenant && places.places_ > 0) << "no place is reserved";
+  auto live = std::make_unique<Live>();
+  live->arrival = Clock::now();
+  const auto tokens = static_cast<int64_t>(request.prompt.size());
+  const TenantId tenant = request.tenant;
+
+  std::unique_lock lock(inbox_->mutex);
+  if (std::optional<SubmitError> error = closed()) return *std::move(error);
   const RequestId id{++inbox_->ids};
   live->id = id;
   // The stream may outlive the engine, so it holds the inbox and nothing else.
@@ -120,7 +167,11 @@ Engine::SubmitResult Engine::submit(GenerateRequest request) {
   live->request = std::move(request);
   std::shared_ptr<TokenStream> stream = live->stream;
   inbox_->submitted.push_back(std::move(live));
-  inbox_->submitted_tokens += tokens;
+  if (!inbox_->gate.add_prompt(tenant, tokens, Clock::now())) {
+    inbox_->submitted.pop_back();
+    return queue_full(tenant);
+  }
+  --places.places_;
   if (inbox_->accepted++ == 0) inbox_->pending_since = Clock::now();
   lock.unlock();
   inbox_->work.notify_one();
@@ -157,14 +208,24 @@ EngineStats Engine::stats() const {
     result.work_pending = inbox_->accepted > 0;
     result.requests_waiting = static_cast<int64_t>(inbox_->submitted.size());
     pending_since = inbox_->pending_since;
+    if (inbox_->refused_full.size() > 1) result.tenants.resize(inbox_->refused_full.size());
+    for (size_t i = 0; i < result.tenants.size(); ++i) {
+      result.tenants[i].requests_waiting = inbox_->gate.requests_of(TenantId{static_cast<int32_t>(i)});
+      result.tenants[i].refused_full = inbox_->refused_full[i];
+      result.tenants[i].refused_too_fast = inbox_->refused_too_fast[i];
+    }
   }
-  const bool draining = result.draining, pending = result.work_pending;
-  const int64_t submitted = result.requests_waiting;
+  const EngineStats now_known = std::move(result);
   std::lock_guard lock(stats_mutex_);
   result = stats_;
-  result.draining = draining;
-  result.work_pending = pending;
-  result.requests_waiting += submitted;
+  result.draining = now_known.draining;
+  result.work_pending = now_known.work_pending;
+  result.requests_waiting += now_known.requests_waiting;
+  for (size_t i = 0; i < result.tenants.size(); ++i) {
+    result.tenants[i].requests_waiting = now_known.tenants[i].requests_waiting;
+    result.tenants[i].refused_full = now_known.tenants[i].refused_full;
+    result.tenants[i].refused_too_fast = now_known.tenants[i].refused_too_fast;
+  }
   const auto now = Clock::now();
   if (const uint64_t progress = runner_->progress(); progress != last_progress_) {
     last_progress_ = progress;
@@ -250,11 +311,6 @@ bool Engine::take_inbox() {
       for (const auto& [id, live] : live_) signalled.push_back(id);
       for (const auto& live : admitting_) signalled.push_back(live->id);
     }
-    for (const auto& live : admitting_) {
-      ++inbox_->queue_requests;
-      inbox_->queue_tokens += static_cast<int64_t>(live->request.prompt.size());
-    }
-    inbox_->submitted_tokens = 0;
     abort_running = std::exchange(inbox_->abort_running, false);
     stop = inbox_->stop;
     views_asked = inbox_->views_asked;
@@ -281,8 +337,9 @@ void Engine::admit(std::unique_ptr<Live>& live) {
                                                  .choices = request.choices,
                                                  .generated_tokens_max = request.generated_tokens_max,
                                                  .cache_salt = request.cache_salt,
+                                                 .tenant = request.tenant,
                                                  .all_prompt_logits = request.prompt_logprobs});
-  // submit() has checked the same bounds against a queue that can only have shrunk.
+  // The gate has checked narrower bounds for all that is in the queue and on its way there.
   CHECK(admission.accepted());
   live_.try_emplace(live->id).first->second = std::move(live);  // it is lost to neither if there is no memory
 }

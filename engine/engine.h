@@ -36,6 +36,14 @@ struct EngineOptions {
   int64_t idle_check_pages_max = 1 << 16;  // when idle, pools of up to this many pages are checked for I1
 };
 
+// What is known of one tenant. Totals count since the start.
+struct TenantStats {
+  int64_t requests_running = 0, requests_waiting = 0;
+  int64_t pages = 0;  // distinct ones of each request
+  int64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
+  int64_t refused_full = 0, refused_too_fast = 0;  // requests
+};
+
 // A consistent picture of the engine after its latest step. Totals count since the start.
 struct EngineStats {
   int64_t requests_running = 0, requests_waiting = 0;
@@ -47,6 +55,7 @@ struct EngineStats {
   int64_t prompt_tokens_cached = 0, prompt_tokens_computed = 0;
   int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;
   int64_t preemptions = 0, recomputed_tokens = 0, evicted_pages = 0;
+  std::vector<TenantStats> tenants;  // by TenantId; empty with one tenant
   int64_t steps = 0;
   int64_t prefill_tokens = 0;  // computed, beside one for each sequence that writes
   int64_t first_tokens = 0, next_tokens = 0;               // as EngineObserver::on_token counts them
@@ -76,10 +85,18 @@ class Engine {
   Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner> runner, EngineObserver* observer);
   ~Engine();  // aborts what runs and joins the thread
 
+  // Places in the bounded queue for requests that are still to be tokenised. Those not used are given back at its end. It may outlive the
+  // engine.
+  class Reservation;
+  using ReserveResult = std::variant<Reservation, SubmitError>;
+  ReserveResult reserve(TenantId tenant, int32_t requests);
+
   using SubmitResult = std::variant<std::shared_ptr<TokenStream>, SubmitError>;
-  SubmitResult submit(GenerateRequest request);
+  // REQUIRES a place of the request's tenant left in `places`, which is used up unless the request is refused.
+  SubmitResult submit(GenerateRequest request, Reservation& places);
+  SubmitResult submit(GenerateRequest request);  // takes a place for it
   // The greatest generated_tokens_max with which such a request could run, were it alone; 0 if there is none.
-  int32_t generated_tokens_possible(int64_t prompt_tokens, int32_t choices) const;
+  int32_t generated_tokens_possible(int64_t prompt_tokens, int32_t choices, TenantId tenant) const;
 
   // No new requests from now on. True when all accepted ones ended within `grace`; else the rest is aborted, which takes a step; after
   // five seconds more it gives up, and stats().work_pending says that the model hangs. It gives up at once when the model has not got on
@@ -104,6 +121,8 @@ class Engine {
   };
 
   std::optional<SubmitError> refusal(const GenerateRequest& request) const;
+  SubmitError queue_full(TenantId tenant) const;          // REQUIRES the inbox's mutex
+  std::optional<SubmitError> closed() const;              // the same
 
   // Engine thread.
   void thread_main();
@@ -126,10 +145,13 @@ class Engine {
   void fail_for_good(const char* message) noexcept;
   void deliver_ended();
   void note_scheduled(const StepPlan& plan);
+  void leave_queue(const StepPlan& plan);
   void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
   void publish_stats(bool stepped);
   void publish_view(int64_t asked);
   Live* find(RequestId id);
+
+  void publish_tenants();
 
   const EngineOptions options_;
   const KvShape shape_;
@@ -147,6 +169,7 @@ class Engine {
   std::vector<RequestId> ended_;       // since the last step: their last event follows the commit
   std::vector<Draw> draws_;            // [plan.sampled]
   std::vector<SampledToken> sampled_;  // [plan.sampled]
+  std::vector<TenantUse> tenant_use_;
   EngineStats totals_;                        // the counted part of stats_
   bool unchecked_ = true;                     // something ran since I1 was last checked
   int64_t views_answered_ = 0;
@@ -160,6 +183,21 @@ class Engine {
   std::condition_variable view_made_;
   std::shared_ptr<const LiveView> view_;
   std::thread thread_;
+};
+
+class Engine::Reservation {
+ public:
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&&) = delete;
+  ~Reservation();
+
+ private:
+  friend class Engine;
+  Reservation(std::shared_ptr<Inbox> inbox, TenantId tenant, int32_t places) : inbox_(std::move(inbox)), tenant_(tenant), places_(places) {}
+
+  std::shared_ptr<Inbox> inbox_;
+  TenantId tenant_;
+  int32_t places_;  // left
 };
 
 }  // namespace headroom

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/queue_gate.h"
 
 namespace headroom {
 
@@ -34,6 +35,9 @@ struct Engine::Live {
 
 // What other threads hand over, all under its mutex.
 struct Engine::Inbox {
+  explicit Inbox(const SchedulerOptions& options)
+      : gate(options, Clock::now()), refused_full(options.tenants.size()), refused_too_fast(options.tenants.size()) {}
+
   std::mutex mutex;
   std::condition_variable work;
   std::condition_variable idle;
@@ -46,10 +50,8 @@ struct Engine::Inbox {
   bool faulted = false;
   int64_t accepted = 0;  // not ended yet, the submitted ones included
   Clock::time_point pending_since;  // when it was last 0, and then was not
-  // The scheduler's queue as of the latest step; it can only have shrunk since.
-  int64_t queue_requests = 0;
-  int64_t queue_tokens = 0;
-  int64_t submitted_tokens = 0;
+  QueueGate gate;                   // counts the scheduler's queue and what is on its way there
+  std::vector<int64_t> refused_full, refused_too_fast;  // by TenantId
   int64_t ids = 0;
   int64_t views_asked = 0;
   double seconds_per_request = 0.1;  // between ends of requests, smoothed

@@ -12,6 +12,7 @@ void Engine::step() {
   const auto started = Clock::now();
   const StepPlan& plan = scheduler_.plan();
   const auto planned = Clock::now();
+  leave_queue(plan);
   if (!plan.empty()) {
     note_scheduled(plan);
     publish_stats(false);  // a step may take long, and who watches should see what it works on
@@ -46,6 +47,12 @@ void Engine::step() {
   }
   publish_stats(!plan.empty());
   deliver_ended();
+}
+
+void Engine::leave_queue(const StepPlan& plan) {
+  if (plan.left_queue.empty()) return;
+  const std::lock_guard lock(inbox_->mutex);
+  for (const LeftQueue& left : plan.left_queue) inbox_->gate.leave(left.tenant, left.prompt_tokens);
 }
 
 void Engine::note_scheduled(const StepPlan& plan) {
@@ -178,6 +185,7 @@ bool Engine::settle_choice(Live& live, int32_t choice, Draw& draw) {
   ++state.generated;
   ++totals_.generated_tokens;
   ++live.finished.usage.generated_tokens;
+  if (!totals_.tenants.empty()) ++totals_.tenants[index_of(request.tenant)].generated_tokens;
   const TokenId token = *draw.token;
   live.stream->push(
       TokenDelta{.choice = choice, .token = token, .has_logprobs = request.top_logprobs >= 0, .logprobs = std::move(draw.logprobs)});
@@ -208,6 +216,9 @@ void Engine::note_progress(Live& live) {
   totals_.prompt_tokens += prompt_tokens;
   totals_.prompt_tokens_cached += cached;
   totals_.prompt_tokens_computed += prompt_tokens - cached;
+  if (totals_.tenants.empty()) return;
+  totals_.tenants[index_of(live.request.tenant)].prompt_tokens += prompt_tokens;
+  totals_.tenants[index_of(live.request.tenant)].cached_tokens += cached;
 }
 
 // Why `token` ends the choice; nullopt while it goes on.
@@ -273,10 +284,13 @@ void Engine::deliver_ended() {
                                       .e2e_seconds = seconds_between(live->arrival, now)});
     }
     live->stream->push(live->finished);
-    live_.erase(id);
   }
   {
     std::lock_guard lock(inbox_->mutex);
+    for (RequestId id : ended_) {
+      const Live& live = *find(id);
+      inbox_->gate.charge(live.request.tenant, live.finished.usage.generated_tokens, now);
+    }
     inbox_->accepted -= static_cast<int64_t>(ended_.size());
     if (inbox_->last_end) {
       const double each = seconds_between(*inbox_->last_end, now) / static_cast<double>(ended_.size());
@@ -288,6 +302,7 @@ void Engine::deliver_ended() {
       inbox_->idle.notify_all();
     }
   }
+  for (RequestId id : ended_) live_.erase(id);
   ended_.clear();
 }
 
@@ -324,14 +339,19 @@ void Engine::publish_stats(bool stepped) {
   totals_.preemptions = scheduler.preemptions_total;
   totals_.recomputed_tokens = scheduler.recomputed_tokens_total;
   totals_.evicted_pages = scheduler.evictions_total;
-  {
-    std::lock_guard lock(inbox_->mutex);
-    inbox_->queue_requests = scheduler.queue_requests;
-    inbox_->queue_tokens = scheduler.queue_tokens;
-  }
+  publish_tenants();
   std::lock_guard lock(stats_mutex_);
   stats_ = totals_;
   if (stepped) last_progress_time_ = Clock::now();
+}
+
+void Engine::publish_tenants() {
+  if (totals_.tenants.empty()) return;
+  scheduler_.use_by_tenant(tenant_use_);
+  for (size_t i = 0; i < tenant_use_.size(); ++i) {
+    totals_.tenants[i].requests_running = tenant_use_[i].requests_started;
+    totals_.tenants[i].pages = tenant_use_[i].pages;
+  }
 }
 
 void Engine::publish_view(int64_t asked) {

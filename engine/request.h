@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/ids.h"
 #include "engine/tokenizer/token_id.h"
 
 namespace headroom {
@@ -35,6 +36,7 @@ struct GenerateRequest {
   int32_t top_logprobs = -1;        // −1: no log-probabilities; k ≥ 0: the token's own and the k likeliest
   bool prompt_logprobs = false;     // also of every prompt token (echo with logprobs)
   std::string cache_salt;           // prefix-cache hits happen only among equal salts
+  TenantId tenant{};                // whose it is: its share and its limits
 };
 
 struct TokenLogprob {
@@ -87,10 +89,10 @@ using StreamEvent = std::variant<TokenDelta, PromptScored, ChoiceFinished, Finis
 
 // Why submit() refused, with numbers for the message.
 struct SubmitError {
-  enum class Kind : uint8_t { invalid, context_exceeded, pool_exceeded, queue_full, draining, faulted };
+  enum class Kind : uint8_t { invalid, context_exceeded, pool_exceeded, share_exceeded, queue_full, too_fast, draining, faulted };
   Kind kind = Kind::invalid;
   std::string message;            // safe to show to the client
-  double retry_after_seconds = 0; // queue_full, draining
+  double retry_after_seconds = 0; // queue_full, too_fast, draining
 };
 
 }  // namespace headroom

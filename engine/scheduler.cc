@@ -1,8 +1,6 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "kernels/check.h"
@@ -12,79 +10,14 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-void require(bool possible, const char* what) {
-  if (!possible) throw std::runtime_error(std::string("scheduler option ") + what);
-}
-
-const SchedulerOptions& checked(const SchedulerOptions& options) {
-  require(options.pages_total >= 1, "pages_total must be at least 1: give the KV pool more memory");
-  require(options.pages_total < (int64_t{1} << 31) - 1, "pages_total must be below 2^31 - 1: use larger pages");
-  require(options.page_tokens >= 1, "page_tokens must be at least 1");
-  require(options.step_tokens_max >= 1, "step_tokens_max must be at least 1");
-  require(options.running_sequences_max >= 1, "running_sequences_max must be at least 1");
-  require(options.queue_requests_max >= 1, "queue_requests_max must be at least 1");
-  require(options.queue_tokens_max >= 1, "queue_tokens_max must be at least 1");
-  require(options.context_tokens_max >= 1, "context_tokens_max must be at least 1");
-  require(options.window_tokens >= 0, "window_tokens must be 0 (no window) or positive");
-  return options;
-}
-
 }  // namespace
-
-Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(checked(options)), allocator_(options.pages_total, options.page_order_seed) {
-  if (options_.prefix_cache) {
-    prefix_cache_.emplace(allocator_, options_.page_tokens,
-                          options_.prefix_cache_key.value_or(PrefixCache::random_key()));
-  }
-  requests_.reserve(static_cast<size_t>(options_.queue_requests_max) +
-                    static_cast<size_t>(options_.running_sequences_max));
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Submission and the queue
 
-// The most pages that one sequence can need for `tokens` positions. With a window it only ever holds those that the
-// rows of one step can see: an interval of window - 1 + step positions, wherever it starts within a page.
-int64_t Scheduler::pages_of_one_max(int64_t tokens) const {
-  const int64_t all = ceil_div(tokens, options_.page_tokens);
-  if (options_.window_tokens == 0) return all;
-  const int64_t seen = int64_t{options_.window_tokens} - 1 + options_.step_tokens_max;
-  return std::min(all, ceil_div(seen - 1, options_.page_tokens) + 1);
-}
-
-int64_t Scheduler::pages_of_request_max(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const {
-  // The last token of a choice is never computed: nothing follows it.
-  const int64_t positions = prompt_tokens + std::max<int64_t>(generated_tokens_max, 1) - 1;
-  const int64_t one = pages_of_one_max(positions);
-  if (choices == 1 || generated_tokens_max <= 1) return one;
-  const int64_t all = ceil_div(positions, options_.page_tokens);
-  const int64_t shared = prompt_tokens / options_.page_tokens;
-  return std::min(shared + choices * (all - shared), choices * one);
-}
-
-Admission Scheduler::can_ever_run(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const {
-  CHECK_GE(prompt_tokens, 1);
-  CHECK_GE(choices, 1);
-  CHECK_GE(generated_tokens_max, 0);
-  Admission admission;
-  admission.tokens_needed = prompt_tokens + generated_tokens_max;
-  admission.tokens_max = options_.context_tokens_max;
-  admission.pages_needed = pages_of_request_max(prompt_tokens, choices, generated_tokens_max);
-  admission.pages_total = options_.pages_total;
-  if (admission.tokens_needed > admission.tokens_max) {
-    admission.status = AdmissionStatus::exceeds_context;
-  } else if (choices > options_.running_sequences_max) {
-    admission.status = AdmissionStatus::exceeds_running;
-  } else if (admission.pages_needed > admission.pages_total) {
-    admission.status = AdmissionStatus::exceeds_pool;
-  }
-  return admission;
-}
-
 Admission Scheduler::submit(NewRequest request) {
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  Admission admission = can_ever_run(prompt_tokens, request.choices, request.generated_tokens_max);
+  Admission admission = can_ever_run(prompt_tokens, request.choices, request.generated_tokens_max, request.tenant);
   admission.queue_requests = queue_requests_;
   admission.queue_tokens = queue_tokens_;
   if (!admission.accepted()) return admission;
@@ -98,22 +31,25 @@ Admission Scheduler::submit(NewRequest request) {
   CHECK(is_new) << "request " << static_cast<int64_t>(request.id) << " was submitted twice";
   Request& r = place->second;
   r.id = request.id;
+  r.tenant = request.tenant;
   r.arrival = arrivals_++;
   r.choices = request.choices;
   r.prompt_tokens = static_cast<int32_t>(prompt_tokens);
+  r.pages_max = pages_unshared_max(prompt_tokens, r.choices, request.generated_tokens_max);
   r.cache_salt = std::move(request.cache_salt);
   r.all_prompt_logits = request.all_prompt_logits;
   r.pages = RequestPages(request.choices);
   Sequence& leader = sequences_.create();
   leader.request = &r;
   leader.request_id = r.id;
+  leader.tenant = r.tenant;
   leader.slots = r.choices;
   leader.tokens_max = static_cast<int32_t>(admission.tokens_needed);
   leader.state = SequenceState::waiting;
   leader.tokens = std::move(request.prompt);
   r.sequences.push_back(&leader);
   r.unfinished = 1;
-  waiting_.push_back(leader);
+  queue_.push_back(leader);
   ++queue_requests_;
   queue_tokens_ += prompt_tokens;
   return admission;
@@ -126,9 +62,18 @@ void Scheduler::cancel(RequestId id) {
   cancelled_.push_back(id);
 }
 
-void Scheduler::leave_queue(Request& request) {
+void Scheduler::leave_queue(const Request& request) {
   --queue_requests_;
   queue_tokens_ -= request.prompt_tokens;
+  plan_.left_queue.push_back({request.id, request.tenant, request.prompt_tokens});
+}
+
+void Scheduler::stop_waiting(Sequence& sequence) {
+  if (sequence.request->started) {
+    preempted_.remove(sequence);
+  } else {
+    queue_.remove(sequence);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -142,6 +87,7 @@ const StepPlan& Scheduler::plan() {
   plan_.taken.clear();
   plan_.preempted.clear();
   plan_.cancelled.clear();
+  plan_.left_queue.clear();
   plan_.tokens = 0;
   planned_.clear();
   grown_.clear();
@@ -168,8 +114,9 @@ const StepPlan& Scheduler::plan() {
   }
   // Nobody is let in while somebody older lacks pages; and who has just been preempted would only take them back.
   if (plan_.preempted.empty() && !stalled) {
-    while (chunk_budget > 0 && !waiting_.empty()) {
-      const int32_t tokens = try_admit(*waiting_.first(), chunk_budget);
+    while (chunk_budget > 0) {
+      Sequence* next = next_waiting();
+      const int32_t tokens = next == nullptr ? 0 : try_admit(*next, chunk_budget);
       if (tokens == 0) break;
       chunk_budget -= tokens;
     }
@@ -191,7 +138,7 @@ void Scheduler::drop_cancelled() {
     const std::vector<Sequence*> sequences = request.sequences;
     for (Sequence* sequence : sequences) {
       if (sequence == nullptr) continue;
-      if (sequence->state == SequenceState::waiting) waiting_.remove(*sequence);
+      if (sequence->state == SequenceState::waiting) stop_waiting(*sequence);
       end_sequence(*sequence);
     }
     plan_.cancelled.push_back(id);
@@ -212,7 +159,19 @@ bool Scheduler::schedule_running(size_t index, int32_t tokens) {
   return true;
 }
 
-// Lets the first waiting sequence in if there is room for all the tokens it has, and plans at most `budget` of them.
+// Who was preempted is older than anybody in the queue.
+Sequence* Scheduler::next_waiting() const {
+  if (!preempted_.empty()) return preempted_.first();
+  return queue_.next([this](const Sequence& sequence) { return within_share(sequence); });
+}
+
+bool Scheduler::within_share(const Sequence& sequence) const {
+  const TenantUse& use = tenant_use_[index_of(sequence.tenant)];
+  return use.requests_started < options_.tenants[index_of(sequence.tenant)].running_requests_max &&
+         use.pages_promised + sequence.request->pages_max <= pages_of_tenant_max(sequence.tenant);
+}
+
+// Lets a waiting sequence in if there is room for all the tokens it has, and plans at most `budget` of them.
 // Returns how many: 0 if it has to wait.
 int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   Request& request = *sequence.request;
@@ -239,11 +198,14 @@ int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
     return 0;
   }
 
-  waiting_.remove(sequence);
+  if (request.started) {
+    preempted_.remove(sequence);
+  } else {
+    start(request);
+  }
   sequence.state = SequenceState::running;
   running_.push_back(&sequence);
   running_slots_ += sequence.slots;
-  if (!request.started) start(request);
   sequence.computed = matched_tokens;
   sequence.matched_pages = sequence.published_pages = matched_pages;
   sequence.dropped_pages = dropped_pages;
@@ -270,21 +232,30 @@ void Scheduler::match_prefix(Sequence& sequence) {
 
 // The first time that a request is given room: it leaves the queue, and its other choices come into being.
 void Scheduler::start(Request& request) {
-  request.started = true;
-  reserve_room(*request.sequences[0]);
+  Sequence& leader = *request.sequences[0];
+  queue_.let_in(leader, [this](const Sequence& sequence) { return within_share(sequence); });
   leave_queue(request);
+  request.started = true;
+  request.turn = turns_++;
+  TenantUse& use = tenant_use_[index_of(request.tenant)];
+  ++use.requests_started;
+  use.pages_promised += request.pages_max;
+  const int64_t matched_tokens = static_cast<int64_t>(matched_.size()) * options_.page_tokens;
+  queue_.charge(request.tenant, request.prompt_tokens - matched_tokens);
+  reserve_room(leader);
   for (int32_t choice = 1; choice < request.choices; ++choice) {
     Sequence& sequence = sequences_.create();
     sequence.request = &request;
     sequence.request_id = request.id;
-    sequence.tokens_max = request.sequences[0]->tokens_max;
+    sequence.tenant = request.tenant;
+    sequence.tokens_max = leader.tokens_max;
     sequence.choice = choice;
     sequence.state = SequenceState::awaiting_fork;
     request.sequences.push_back(&sequence);
   }
   request.unfinished = request.choices;
   if (!prefix_cache_ || request.all_prompt_logits) return;
-  request.usage.cached_prompt_tokens = static_cast<int64_t>(matched_.size()) * options_.page_tokens;
+  request.usage.cached_prompt_tokens = matched_tokens;
   prefix_query_tokens_total_ += request.prompt_tokens;
   prefix_hit_tokens_total_ += request.usage.cached_prompt_tokens;
 }
@@ -349,7 +320,7 @@ void Scheduler::preempt_youngest() {
   sequence.matched_pages = sequence.dropped_pages = sequence.published_pages = 0;
   sequence.pages_wanted = 0;
   sequence.state = SequenceState::waiting;
-  waiting_.push_front(sequence);
+  preempted_.push_front(sequence);
   plan_.preempted.push_back(sequence.id);
   ++sequence.request->usage.preemptions;
   ++preemptions_total_;
@@ -482,6 +453,7 @@ void Scheduler::fork(Sequence& leader) {
 
 void Scheduler::append(Sequence& sequence, const SampledToken& sampled) {
   sequence.tokens.push_back(sampled.token);
+  queue_.charge(sequence.tenant, 1);
   if (sampled.finished) {
     if (sampled.invalid) forget_pages(sequence);
     end_sequence(sequence);
@@ -540,6 +512,11 @@ void Scheduler::end_sequence(Sequence& sequence) {
   sequences_.destroy(sequence);
   if (--request.unfinished > 0) return;
   CHECK_EQ(request.pages.held(), 0);
+  if (request.started) {
+    TenantUse& use = tenant_use_[index_of(request.tenant)];
+    --use.requests_started;
+    use.pages_promised -= request.pages_max;
+  }
   requests_.erase(request.id);
 }
 

@@ -4,14 +4,18 @@
 //   ... do plan.copies, run the model on plan.sequences, sample one token for each of plan.sampled ...
 //   scheduler.commit(plan, sampled);           // only now does anything count as computed
 //
-// Order of service: first come, first served. Every running sequence is older than every waiting one. When pages run
-// out, the youngest running sequence gives all of its own back and goes to the front of the waiting list; when there is
-// room again, its tokens are computed again, but never sampled again. Therefore (I3) the oldest sequence is never
-// preempted and, as no request is accepted that could not run alone in the pool, it advances in every step: nobody
-// waits for ever. At most the youngest running sequence has an unfinished prompt after a step, since nobody is let in
-// before it is done.
+// Order of service: requests are let in as FairQueue says, first come, first served within a tenant, and from then on go
+// by age: who was let in earlier is older. Every running sequence is older than every waiting one. When pages run out,
+// the youngest running sequence gives all of its own back and goes to the front of those that wait; when there is room
+// again, its tokens are computed again, but never sampled again. Therefore (I3) the oldest sequence is never preempted
+// and, as no request is accepted that could not run alone in the pool, it advances in every step: nobody waits for ever.
+// At most the youngest running sequence has an unfinished prompt after a step, since nobody is let in before it is done.
 //
-// Thread: the engine thread alone. Cost of a step: linear in the running sequences, independent of the waiting ones.
+// A tenant's limits hold by worst cases, when a request of it is let in: then its pages can never exceed its share. Who
+// waits for such a limit holds up nobody else.
+//
+// Thread: the engine thread alone. Cost of a step: linear in the running sequences and in the tenants that wait,
+// independent of how many requests wait.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +24,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/fair_queue.h"
 #include "engine/ids.h"
 #include "engine/kv/page_allocator.h"
 #include "engine/kv/prefix_cache.h"
@@ -28,6 +33,18 @@
 #include "engine/tokenizer/token_id.h"
 
 namespace headroom {
+
+// What one tenant may have at most, and its part when others wait as well. The scheduler heeds the first three, the
+// engine's QueueGate the others.
+struct TenantLimits {
+  int32_t weight = 1;                        // 1 … 1000; of service, beside others that wait
+  int32_t running_requests_max = INT32_MAX;  // requests; let in and not ended
+  int32_t kv_percent_max = 100;              // of the pool's pages, by the worst cases of those; 100: no limit
+  int32_t queue_requests_max = INT32_MAX;    // requests; that wait
+  int64_t queue_tokens_max = INT64_MAX;      // tokens; of the prompts of those
+  int64_t requests_per_minute = 0;           // 0: no limit
+  int64_t tokens_per_minute = 0;             // of prompts and answers; 0: no limit
+};
 
 struct SchedulerOptions {
   int64_t pages_total = 0;              // pages; the size of the KV pool. Must be set
@@ -38,6 +55,7 @@ struct SchedulerOptions {
   int64_t queue_tokens_max = 1 << 24;   // tokens; of the prompts of those. Beyond, if anybody queues: queue_full
   int32_t context_tokens_max = 4096;    // tokens; prompt and generated together. Beyond: exceeds_context
   int32_t window_tokens = 0;            // tokens; that a token attends to, itself included, in every layer. 0: all
+  std::vector<TenantLimits> tenants = std::vector<TenantLimits>(1);  // by TenantId; not empty
   bool prefix_cache = true;             // keep full pages of ended sequences, and find them for later prompts
   std::optional<HashKey> prefix_cache_key = std::nullopt;  // tests only; otherwise random for each scheduler
   uint64_t page_order_seed = 0;  // tests only; other than 0, pages are handed out in a permuted order
@@ -47,6 +65,7 @@ enum class AdmissionStatus : uint8_t {
   accepted,
   exceeds_context,  // prompt and generated tokens against context_tokens_max; can never run
   exceeds_pool,     // its worst case against pages_total; can never run
+  exceeds_share,    // its worst case, nothing shared, against its tenant's pages; can never run
   exceeds_running,  // its choices against running_sequences_max; can never run
   queue_full,       // try again later
 };
@@ -57,7 +76,7 @@ struct Admission {
   int64_t tokens_needed = 0;  // prompt + generated_tokens_max, of one choice
   int64_t tokens_max = 0;
   int64_t pages_needed = 0;  // its worst case, all choices together
-  int64_t pages_total = 0;
+  int64_t pages_total = 0;   // exceeds_share: that its tenant may have
   int64_t queue_requests = 0;  // before it
   int64_t queue_tokens = 0;
 
@@ -82,6 +101,13 @@ struct ScheduledSequence {
   int32_t sampled_begin = 0;
 };
 
+// Cancelled, or let in.
+struct LeftQueue {
+  RequestId request{};
+  TenantId tenant{};
+  int32_t prompt_tokens = 0;
+};
+
 struct StepPlan {
   std::vector<ScheduledSequence> sequences;  // those with one token to compute first, then chunks; each by age
   std::vector<SequenceId> sampled;           // a token is expected for each of these, in this order
@@ -89,6 +115,7 @@ struct StepPlan {
   std::vector<PageId> taken;                 // new pages with undefined content, without the targets of copies
   std::vector<SequenceId> preempted;
   std::vector<RequestId> cancelled;  // dropped now, their pages are back
+  std::vector<LeftQueue> left_queue;  // in this order: those of cancelled that were never let in, then who is let in now
   int32_t tokens = 0;                // of all sequences
 
   bool empty() const { return sequences.empty(); }
@@ -99,6 +126,12 @@ struct SampledToken {
   TokenId token = 0;
   bool finished = false;  // it is the sequence's last
   bool invalid = false;   // its logits were no numbers: no other sequence may find what it computed. REQUIRES finished
+};
+
+struct TenantUse {
+  int64_t requests_started = 0;  // let in and not ended
+  int64_t pages_promised = 0;    // their worst cases
+  int64_t pages = 0;             // distinct ones of each, which several may share
 };
 
 struct SchedulerStats {
@@ -127,7 +160,7 @@ class Scheduler {
 
   // Whether the request would be refused for ever, whatever the load; queue_full is not looked at. Thread-safe: it
   // reads options alone. REQUIRES prompt_tokens >= 1, choices >= 1, generated_tokens_max >= 0.
-  Admission can_ever_run(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const;
+  Admission can_ever_run(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max, TenantId tenant = {}) const;
 
   // Takes the request into the queue, or says why not. Same REQUIRES.
   Admission submit(NewRequest request);
@@ -158,6 +191,7 @@ class Scheduler {
   const PageUsage& usage(RequestId id) const;
 
   SchedulerStats stats() const;
+  void use_by_tenant(std::vector<TenantUse>& use) const;  // by TenantId
   // REQUIRES that no plan is open.
   SchedulerView view() const;
   const SchedulerOptions& options() const { return options_; }
@@ -171,12 +205,17 @@ class Scheduler {
  private:
   // Submission and the queue.
   int64_t pages_of_one_max(int64_t tokens) const;
+  int64_t pages_unshared_max(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const;
+  int64_t pages_of_tenant_max(TenantId tenant) const;
   int64_t pages_of_request_max(int64_t prompt_tokens, int64_t choices, int64_t generated_tokens_max) const;
-  void leave_queue(Request& request);
+  void leave_queue(const Request& request);
+  void stop_waiting(Sequence& sequence);
 
   // Planning.
   void drop_cancelled();
   bool schedule_running(size_t index, int32_t tokens);
+  Sequence* next_waiting() const;
+  bool within_share(const Sequence& sequence) const;
   int32_t try_admit(Sequence& sequence, int32_t budget);
   void match_prefix(Sequence& sequence);
   void start(Request& request);
@@ -211,11 +250,14 @@ class Scheduler {
   std::optional<PrefixCache> prefix_cache_;
   SequencePool sequences_;
   std::unordered_map<RequestId, Request> requests_;
-  WaitingList waiting_;             // by age
-  std::vector<Sequence*> running_;  // by age, all older than the waiting ones
+  FairQueue queue_;                 // never let in
+  WaitingList preempted_;           // by age, all younger than the running ones
+  std::vector<Sequence*> running_;  // by age
   int64_t running_slots_ = 0;       // of running_sequences_max, with those kept for forks
   std::vector<RequestId> cancelled_;
+  std::vector<TenantUse> tenant_use_;  // by TenantId, without `pages`
   int64_t arrivals_ = 0;
+  int64_t turns_ = 0;
   int64_t queue_requests_ = 0;
   int64_t queue_tokens_ = 0;
 

@@ -20,7 +20,7 @@ SchedulerStats Scheduler::stats() const {
     stats.running_requests += sequence->request != previous ? 1 : 0;
     previous = sequence->request;
   }
-  stats.waiting_sequences = waiting_.size();
+  stats.waiting_sequences = preempted_.size() + queue_.size();
   stats.queue_requests = queue_requests_;
   stats.queue_tokens = queue_tokens_;
   stats.unfinished_requests = static_cast<int64_t>(requests_.size());
@@ -35,6 +35,15 @@ SchedulerStats Scheduler::stats() const {
   return stats;
 }
 
+void Scheduler::use_by_tenant(std::vector<TenantUse>& use) const {
+  use = tenant_use_;
+  const Request* previous = nullptr;
+  for (const Sequence* sequence : running_) {
+    if (sequence->request != previous) use[index_of(sequence->tenant)].pages += sequence->request->pages.held();
+    previous = sequence->request;
+  }
+}
+
 void Scheduler::check_conserved() const {
   allocator_.check_conserved();
   if (prefix_cache_) prefix_cache_->check_conserved();
@@ -44,8 +53,14 @@ void Scheduler::check_conserved() const {
   int64_t waiting = 0;
   int64_t slots = 0;
   int64_t queued = 0;
+  std::vector<TenantUse> use(tenant_use_.size());
   for (const auto& [id, request] : requests_) {
     queued += request.started ? 0 : 1;
+    CHECK_LE(request.pages.held(), request.pages_max) << "more pages than its worst case";
+    if (request.started) {
+      ++use[index_of(request.tenant)].requests_started;
+      use[index_of(request.tenant)].pages_promised += request.pages_max;
+    }
     int32_t unfinished = 0;
     std::vector<PageId> distinct;
     for (const Sequence* sequence : request.sequences) {
@@ -73,14 +88,22 @@ void Scheduler::check_conserved() const {
     CHECK_EQ(references[page], allocator_.references(PageId{static_cast<int32_t>(page)})) << "page " << page;
   }
   CHECK_EQ(running, static_cast<int64_t>(running_.size()));
-  CHECK_EQ(waiting, waiting_.size());
+  CHECK_EQ(waiting, preempted_.size() + queue_.size());
   CHECK_EQ(slots, running_slots_);
   CHECK_LE(slots, options_.running_sequences_max);
   CHECK_EQ(queued, queue_requests_);
+  CHECK_EQ(queued, queue_.size());
+  for (size_t i = 0; i < use.size(); ++i) {
+    CHECK_EQ(use[i].requests_started, tenant_use_[i].requests_started);
+    CHECK_EQ(use[i].pages_promised, tenant_use_[i].pages_promised);
+    CHECK_LE(use[i].requests_started, options_.tenants[i].running_requests_max);
+    CHECK_LE(use[i].pages_promised, pages_of_tenant_max(TenantId{static_cast<int32_t>(i)}));
+  }
   check_order();
 }
 
-// By age: the running sequences, then the waiting ones; and only the youngest running one has a prompt in progress.
+// By age: the running sequences, then the preempted ones; and only the youngest running one has a prompt in progress. Each tenant's queue is by
+// arrival.
 void Scheduler::check_order() const {
   const Sequence* previous = nullptr;
   for (const Sequence* sequence : running_) {
@@ -88,9 +111,17 @@ void Scheduler::check_order() const {
     CHECK(plan_open_ || previous == nullptr || previous->uncomputed() == 1) << "two prompts in progress";
     previous = sequence;
   }
-  for (const Sequence* sequence = waiting_.first(); sequence != nullptr; sequence = sequence->waiting_next) {
-    CHECK(previous == nullptr || is_older(*previous, *sequence)) << "waiting sequences out of order";
+  for (const Sequence* sequence = preempted_.first(); sequence != nullptr; sequence = sequence->waiting_next) {
+    CHECK(sequence->request->started && (previous == nullptr || is_older(*previous, *sequence))) << "preempted sequences out of order";
     previous = sequence;
+  }
+  for (size_t tenant = 0; tenant < tenant_use_.size(); ++tenant) {
+    const Sequence* first = queue_.first_of(TenantId{static_cast<int32_t>(tenant)});
+    for (const Sequence* sequence = first; sequence != nullptr; sequence = sequence->waiting_next) {
+      CHECK(index_of(sequence->tenant) == tenant && !sequence->request->started) << "in the wrong queue";
+      const Sequence* next = sequence->waiting_next;
+      CHECK(next == nullptr || sequence->request->arrival < next->request->arrival) << "a queue out of order";
+    }
   }
 }
 

@@ -78,8 +78,12 @@ SchedulerView Scheduler::view() const {
     map_owner(*sequence, stride, view);
     add_request(*sequence, view);
   }
-  const Sequence* sequence = waiting_.first();
-  for (size_t i = 0; sequence != nullptr && i < kViewRequestsMax; ++i, sequence = sequence->waiting_next) add_request(*sequence, view);
+  size_t looked_at = 0;
+  const auto add_waiting = [&](const Sequence* first) {
+    for (const Sequence* s = first; s != nullptr && looked_at < kViewRequestsMax; s = s->waiting_next, ++looked_at) add_request(*s, view);
+  };
+  add_waiting(preempted_.first());
+  for (size_t tenant = 0; tenant < tenant_use_.size(); ++tenant) add_waiting(queue_.first_of(TenantId{static_cast<int32_t>(tenant)}));
   return view;
 }
 

@@ -42,7 +42,7 @@ struct SchedulerView {
 
   int64_t pages_per_cell = 1;
   std::vector<uint8_t> cells;     // [ceil(pages_total / pages_per_cell)]
-  std::vector<Request> requests;  // oldest first: those that run, then those that wait; at most kViewRequestsMax
+  std::vector<Request> requests;  // oldest first: those that run, then those that wait, tenant by tenant; at most kViewRequestsMax
 };
 
 }  // namespace headroom

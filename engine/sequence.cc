@@ -36,7 +36,7 @@ void RequestPages::note_peak(PageUsage& usage) const {
 }
 
 bool is_older(const Sequence& a, const Sequence& b) {
-  if (a.request != b.request) return a.request->arrival < b.request->arrival;
+  if (a.request != b.request) return a.request->turn < b.request->turn;
   return a.choice < b.choice;
 }
 

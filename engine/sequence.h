@@ -21,6 +21,7 @@ struct NewRequest {
   int32_t choices = 1;               // sequences that continue the prompt, each on its own
   int32_t generated_tokens_max = 1;  // per choice; 0: the prompt is only scored
   std::string cache_salt;            // only requests with the same salt share cached pages
+  TenantId tenant{};
   bool all_prompt_logits = false;    // every row of the prompt is computed: no prefix is taken from the cache
 };
 
@@ -79,6 +80,7 @@ struct Sequence {
   int32_t matched_pages = 0;  // the first pages of the table, which came out of the prefix cache
   int32_t dropped_pages = 0;  // the first pages of the table, given back because they are below the window
   int32_t published_pages = 0;  // the first pages of the table, which were offered to the prefix cache
+  TenantId tenant{};
   SequenceState state = SequenceState::ended;
   bool forked = false;  // other choices of its request may hold its last page too while that is partial
   Request* request = nullptr;
@@ -92,9 +94,12 @@ struct Sequence {
 
 struct Request {
   RequestId id{};
-  int64_t arrival = 0;  // smaller is older
+  TenantId tenant{};
+  int64_t arrival = 0;  // into the queue
+  int64_t turn = 0;     // out of it, once started; smaller is older
   int32_t choices = 1;
   int32_t prompt_tokens = 0;
+  int64_t pages_max = 0;  // its worst case, nothing shared
   std::string cache_salt;
   bool all_prompt_logits = false;
   bool started = false;  // it was given room once, and left the bounded queue
@@ -105,7 +110,7 @@ struct Request {
   PageUsage usage;
 };
 
-// True if a arrived before b, or is an earlier choice of the same request.
+// True if a was let in before b, or is an earlier choice of the same request. REQUIRES that both were let in.
 bool is_older(const Sequence& a, const Sequence& b);
 
 // Hands out sequences with ids that are never used twice, and recycles their vectors.
@@ -129,7 +134,7 @@ class SequencePool {
   std::vector<int32_t> free_;
 };
 
-// The sequences without room, oldest first. A linked list through the sequences: any of them leaves in O(1).
+// Sequences without room, in some order. A linked list through the sequences: any of them leaves in O(1).
 class WaitingList {
  public:
   bool empty() const { return first_ == nullptr; }

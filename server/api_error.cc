@@ -49,11 +49,16 @@ ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int6
       return invalid_field("", error.message);
     case SubmitError::Kind::context_exceeded:
     case SubmitError::Kind::pool_exceeded:
+    case SubmitError::Kind::share_exceeded:
       return {.message = error.message,
-              .code = error.kind == SubmitError::Kind::pool_exceeded ? "kv_pool_exceeded" : "context_length_exceeded",
+              .code = error.kind == SubmitError::Kind::pool_exceeded    ? "kv_pool_exceeded"
+                      : error.kind == SubmitError::Kind::share_exceeded ? "kv_share_exceeded"
+                                                                        : "context_length_exceeded",
               .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context_tokens}}};
     case SubmitError::Kind::queue_full:
       return refused(error, 429, "rate_limit_error", "queue_full");
+    case SubmitError::Kind::too_fast:
+      return refused(error, 429, "rate_limit_error", "rate_limit_exceeded");
     case SubmitError::Kind::draining:
       return refused(error, 503, kUnavailableType, "draining");
     case SubmitError::Kind::faulted:

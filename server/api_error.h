@@ -30,7 +30,7 @@ ApiError invalid_field(std::string_view param, std::string message);
 ApiError unavailable(std::string message, double retry_after_seconds = 1);
 // 499: nobody reads it; the metrics count it.
 ApiError client_closed();
-ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int64_t context_tokens);
+ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens = 0, int64_t context_tokens = 0);
 
 // {"error":{"message":…,"type":…,"param":…,"code":…}}
 std::string api_error_body(const ApiError& error);

@@ -159,6 +159,7 @@ class Serving {
     const std::string weights = options_.weights ? std::string(dtype_name(*options_.weights)) : "stored";
     const std::string configuration = names_.front() + " " + kv + " " + weights;
     api.system_fingerprint = "fp_" + sha256_hex(HEADROOM_VERSION " " + configuration).substr(0, 12);
+    for (const Tenant& tenant : options_.tenants) api.tenant_names.push_back(tenant.name);
     api.metrics_public = options_.http.metrics_public;
     api.seed_key = random_key();
     api.served = [this]() -> std::shared_ptr<const ServedModel> {
@@ -176,7 +177,7 @@ class Serving {
     DashboardOptions page;
     page.feed.model_name = names_.front();
     page.feed.version = HEADROOM_VERSION;
-    page.feed.show_requests = options_.live_requests == "all" || (options_.live_requests == "auto" && options_.http.api_key_digests.empty());
+    page.feed.show_requests = options_.live_requests == "all" || (options_.live_requests == "auto" && options_.http.api_keys.empty());
     page.watchers_max = options_.live_watchers_max;
     page.peers = options_.peers;
     page.served = api.served;

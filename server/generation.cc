@@ -57,11 +57,11 @@ void Generation::cancel() {
   }
 }
 
-std::optional<ApiError> Generation::submit(std::vector<TokenizedPrompt> prompts) {
+std::optional<ApiError> Generation::submit(std::vector<TokenizedPrompt> prompts, Engine::Reservation places) {
   CHECK(runs_.empty() && !prompts.empty());
   if (std::optional<ApiError> error = prepare(std::move(prompts))) return error;
   for (const auto& run : runs_) {
-    Engine::SubmitResult result = engine_.submit(engine_request(*run));
+    Engine::SubmitResult result = engine_.submit(engine_request(*run), places);
     if (const auto* error = std::get_if<SubmitError>(&result)) {
       cancel();
       return from_submit_error(*error, static_cast<int64_t>(run->prompt.size()), options_.context_tokens_max);
@@ -94,7 +94,7 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
     if (fields_.generated_tokens_max.value_or(0) > answered_max) {
       return invalid_field("max_tokens", "max_tokens times n times (logprobs + 1) must not exceed " + std::to_string(kAnsweredEntriesMax));
     }
-    const int32_t room = std::clamp(engine_.generated_tokens_possible(prompt_tokens, fields_.choices), 1, answered_max);
+    const int32_t room = std::clamp(engine_.generated_tokens_possible(prompt_tokens, fields_.choices, options_.tenant), 1, answered_max);
     const int32_t unasked = std::min(fields_.generated_tokens_default.value_or(INT32_MAX), room);
     run->generated_tokens_max = fields_.generated_tokens_max.value_or(unasked);
     run->prompt = std::move(prompt.tokens);
@@ -141,7 +141,8 @@ GenerateRequest Generation::engine_request(const Run& run) const {
           .ignore_eos = fields_.ignore_eos,
           .top_logprobs = fields_.top_logprobs,
           .prompt_logprobs = options_.echo && fields_.top_logprobs >= 0,
-          .cache_salt = options_.cache_salt};
+          .cache_salt = options_.cache_salt,
+          .tenant = options_.tenant};
 }
 
 void Generation::pump(milliseconds wait_max) {

@@ -30,6 +30,7 @@ class Generation {
     bool echo = false;
     std::string cache_salt;
     int32_t context_tokens_max = 0;
+    TenantId tenant{};
   };
   // The engine and the tokenizer outlive it.
   Generation(Engine& engine, const Tokenizer& tokenizer, GenerationFields fields, Options options);
@@ -38,8 +39,8 @@ class Generation {
   Generation& operator=(const Generation&) = delete;
 
   // Hands all prompts to the engine, or says why not; then none of them runs. Call it once. REQUIRES: prompts not
-  // empty.
-  std::optional<ApiError> submit(std::vector<TokenizedPrompt> prompts);
+  // empty, and a place for each.
+  std::optional<ApiError> submit(std::vector<TokenizedPrompt> prompts, Engine::Reservation places);
 
   // Takes the events that have arrived; waits for at most `wait_max` if there are none.
   void pump(std::chrono::milliseconds wait_max);

@@ -17,7 +17,6 @@
 #include "kernels/check.h"
 #include "server/api_error.h"
 #include "server/listener.h"
-#include "server/sha256.h"
 #include "server/worker_pool.h"
 
 namespace headroom {
@@ -216,7 +215,7 @@ struct HttpServer::Impl {
   void respond(const httplib::Request& request, httplib::Response& response);
   void handle(const httplib::Request& request, HttpResponse& response);
   const Route* find_route(const std::string& path, const std::string& method, std::string& allowed) const;
-  bool authorize(const httplib::Request& request, const Route* route, std::string& tenant) const;
+  bool authorize(const httplib::Request& request, const Route* route, TenantId& tenant) const;
   void attach_stream(const httplib::Request& request, HttpResponse& from, httplib::Response& to);
   std::string refusal(int status, const char* message);
 
@@ -382,17 +381,16 @@ const Route* HttpServer::Impl::find_route(const std::string& path, const std::st
 }
 
 // Deny by default: without a key only what is marked public is answered, and an unknown path is as closed as a known one.
-bool HttpServer::Impl::authorize(const httplib::Request& request, const Route* route, std::string& tenant) const {
-  if (options.api_key_digests.empty()) return true;
+bool HttpServer::Impl::authorize(const httplib::Request& request, const Route* route, TenantId& tenant) const {
+  if (options.api_keys.empty()) return true;
   if (route != nullptr && (route->is_public || (route->path == "/metrics" && options.metrics_public))) return true;
   const std::string header = request.get_header_value("Authorization");
   constexpr std::string_view kBearer = "Bearer ";
   if (header.compare(0, kBearer.size(), kBearer) != 0) return false;
-  const std::string digest = sha256_hex(std::string_view(header).substr(kBearer.size()));
-  bool known = false;
-  for (const std::string& one : options.api_key_digests) known |= equal_in_constant_time(digest, one);
-  if (known) tenant = digest;
-  return known;
+  const ApiKey* key = find_api_key(options.api_keys, std::string_view(header).substr(kBearer.size()));
+  if (key == nullptr) return false;
+  tenant = key->tenant;
+  return true;
 }
 
 void HttpServer::Impl::attach_stream(const httplib::Request& request, HttpResponse& from, httplib::Response& to) {

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "server/api_keys.h"
+
 namespace headroom {
 
 struct HttpServerOptions {
@@ -29,8 +31,8 @@ struct HttpServerOptions {
   double write_seconds_max = 10;        // of one write: a client that does not read is cut
   double keep_alive_seconds_max = 5;
   int32_t keep_alive_requests_max = 1000;
-  std::vector<std::string> api_key_digests;  // SHA-256, hex; empty: no keys needed
-  bool metrics_public = true;                // /metrics without a key
+  std::vector<ApiKey> api_keys;  // empty: no keys needed
+  bool metrics_public = false;   // /metrics without a key; it has the names of tenants
 };
 
 struct HttpRequest {
@@ -40,7 +42,7 @@ struct HttpRequest {
   std::string body;
   std::string host, origin;  // headers of these names; empty without
   std::string request_id;  // X-Request-Id if well-formed, else the trace id of traceparent, else made here; echoed in the response
-  std::string tenant;      // digest of the API key that was used; empty without keys
+  TenantId tenant{};       // of the API key that was used; 0 without keys
   std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms; valid while the request is
 };
 

@@ -23,7 +23,7 @@ using ServedPtr = std::shared_ptr<const ServedModel>;
 
 constexpr std::chrono::seconds kAttentionWaitMax{2};
 
-// Which prefixes may be shared: those of one API key, or of one salt within it. The length keeps (key, salt)
+// Which prefixes may be shared: those of one tenant, or of one salt within it. The length keeps (tenant, salt)
 // unambiguous.
 std::string cache_salt(const std::string& tenant, const std::string& salt) {
   return std::to_string(tenant.size()) + ':' + tenant + salt;
@@ -70,6 +70,7 @@ class Api {
   // The model, if it is loaded; else the answer is a 503.
   ServedPtr served_or_refuse(HttpResponse* response) const;
   std::optional<ApiError> check_model(const std::string& name) const;
+  std::string tenant_name(TenantId tenant) const { return options_.tenant_names.empty() ? "" : options_.tenant_names.at(index_of(tenant)); }
   Parsed<std::vector<TokenId>> tokenize_input(const ServedModel& served, const TokenizeRequest& asked) const;
   void write_model(const ServedModel& served, const std::string& name, JsonWriter* json) const;
 
@@ -78,7 +79,7 @@ class Api {
     bool echo;
   };
   void generate(const HttpRequest& request, Kind kind, ServedPtr served, GenerationFields fields,
-                std::vector<TokenizedPrompt> prompts, HttpResponse* response);
+                std::vector<TokenizedPrompt> prompts, Engine::Reservation places, HttpResponse* response);
   void answer_whole(Answer* answer, HttpResponse* response) const;
   void answer_stream(Answer* answer, HttpStream* stream) const;
 
@@ -118,6 +119,9 @@ void Api::completions(const HttpRequest& request, HttpResponse& response) {
   CompletionRequest& completion = std::get<CompletionRequest>(parsed);
   if (const auto error = check_model(completion.generation.model)) return respond_with_error(*error, &response);
 
+  // Before the work of tokenising: what a full queue refuses costs next to nothing.
+  Engine::ReserveResult places = served->engine.reserve(request.tenant, static_cast<int32_t>(completion.prompts.size()));
+  if (const auto* error = std::get_if<SubmitError>(&places)) return respond_with_error(from_submit_error(*error), &response);
   std::vector<TokenizedPrompt> prompts;
   for (Prompt& prompt : completion.prompts) {
     if (auto* ids = std::get_if<std::vector<TokenId>>(&prompt)) {
@@ -132,7 +136,7 @@ void Api::completions(const HttpRequest& request, HttpResponse& response) {
     prompts.push_back({std::move(std::get<std::vector<TokenId>>(tokens)), completion.echo ? std::move(text) : ""});
   }
   generate(request, {.is_chat = false, .echo = completion.echo}, std::move(served), std::move(completion.generation),
-           std::move(prompts), &response);
+           std::move(prompts), std::move(std::get<Engine::Reservation>(places)), &response);
 }
 
 void Api::chat_completions(const HttpRequest& request, HttpResponse& response) {
@@ -142,16 +146,18 @@ void Api::chat_completions(const HttpRequest& request, HttpResponse& response) {
   if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
   ChatRequest& chat = std::get<ChatRequest>(parsed);
   if (const auto error = check_model(chat.generation.model)) return respond_with_error(*error, &response);
+  Engine::ReserveResult places = served->engine.reserve(request.tenant, 1);
+  if (const auto* error = std::get_if<SubmitError>(&places)) return respond_with_error(from_submit_error(*error), &response);
   auto tokens = tokenize_chat(*served, chat.chat, options_.now_unix_seconds());
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   std::vector<TokenizedPrompt> prompts(1);
   prompts.front().tokens = std::move(std::get<std::vector<TokenId>>(tokens));
   generate(request, {.is_chat = true, .echo = false}, std::move(served), std::move(chat.generation), std::move(prompts),
-           &response);
+           std::move(std::get<Engine::Reservation>(places)), &response);
 }
 
 void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, GenerationFields fields,
-                   std::vector<TokenizedPrompt> prompts, HttpResponse* response) {
+                   std::vector<TokenizedPrompt> prompts, Engine::Reservation places, HttpResponse* response) {
   if (!fields.is_seeded) fields.sampling.seed = mix(options_.seed_key + mix(unseeded_requests_.fetch_add(1)));
   ResponseStyle style{.is_chat = kind.is_chat,
                       .id = (kind.is_chat ? "chatcmpl-" : "cmpl-") + request.request_id,
@@ -164,8 +170,9 @@ void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, Gene
                       .include_usage = fields.include_usage,
                       .continuous_usage = fields.continuous_usage};
   Generation::Options options{.echo = kind.echo,
-                              .cache_salt = cache_salt(request.tenant, fields.cache_salt),
-                              .context_tokens_max = served->limits.context_tokens_max};
+                              .cache_salt = cache_salt(tenant_name(request.tenant), fields.cache_salt),
+                              .context_tokens_max = served->limits.context_tokens_max,
+                              .tenant = request.tenant};
   const bool is_stream = fields.stream;
   const bool include_usage = fields.include_usage;
   const ServedModel& model = *served;
@@ -177,7 +184,7 @@ void Api::generate(const HttpRequest& request, Kind kind, ServedPtr served, Gene
                  .include_usage = include_usage,
                  .client_gone = request.client_gone});
   // Whatever can be refused is refused here, before the head of a stream goes out.
-  if (const auto error = answer->generation.submit(std::move(prompts))) return respond_with_error(*error, response);
+  if (const auto error = answer->generation.submit(std::move(prompts), std::move(places))) return respond_with_error(*error, response);
   if (!answer->stream) return answer_whole(answer.get(), response);
   response->content_type = std::string(kSseContentType);
   response->headers.emplace_back("Cache-Control", "no-cache");

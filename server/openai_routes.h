@@ -20,7 +20,8 @@ struct ApiOptions {
   std::vector<std::string> model_names;  // the first is the one that answers show; the others are aliases. Not empty
   std::string version;
   std::string system_fingerprint;  // what the bits of an answer depend on; omitted when empty
-  bool metrics_public = true;
+  std::vector<std::string> tenant_names;   // by TenantId; empty without API keys
+  bool metrics_public = false;
   std::chrono::milliseconds ping_after{10'000};      // of silence in a stream
   std::chrono::milliseconds client_poll_period{50};  // how often a waiting handler looks whether the client is there
   uint64_t seed_key = 0;  // of the seeds of requests that bring none: random for each process

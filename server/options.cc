@@ -13,7 +13,6 @@
 #include <stdexcept>
 
 #include "kernels/device.h"
-#include "server/sha256.h"
 
 namespace headroom {
 namespace {
@@ -179,7 +178,7 @@ void add_scheduling_rows(std::vector<OptionRow>& rows) {
 void add_http_rows(std::vector<OptionRow>& rows) {
   rows.push_back(text_row("host", "HTTP", "ADDRESS", ServeOptions().http.host, "where to listen; 0.0.0.0: every address", FIELD(http.host)));
   rows.push_back(number_row("port", "HTTP", "N", 0, 65535, "where to listen; 0: any free port", FIELD(http.port)));
-  rows.push_back(text_row("api_keys_file", "HTTP", "FILE", "", "one key per line; without it no key is needed", FIELD(api_keys_file)));
+  rows.push_back(text_row("api_keys_file", "HTTP", "FILE", "", "names, SHA-256 of keys, limits (see Security); without it no key is needed", FIELD(api_keys_file)));
   rows.push_back(bool_row("metrics_public", "HTTP", "/metrics needs no key", FIELD(http.metrics_public)));
   rows.push_back(bool_row("introspection", "HTTP", "/v1/attention shows what the heads look at; computed beside the engine",
                           FIELD(introspection)));
@@ -350,7 +349,11 @@ ParsedOptions parse_serve_options(const std::vector<std::string>& arguments) {
   if (!flags.config.empty()) apply_json_options(read_file(flags.config, "the options file"), flags.config, options);
   for (const auto& [row, value] : flags.given) set_option(*row, flag_of(row->name), value, options);
   if (options.model.empty()) throw std::runtime_error("no model: set --model to a directory with config.json and model.safetensors");
-  if (!options.api_keys_file.empty()) options.http.api_key_digests = load_api_key_digests(options.api_keys_file);
+  if (!options.api_keys_file.empty()) {
+    ApiKeys file = load_api_keys(options.api_keys_file);
+    options.http.api_keys = std::move(file.keys);
+    options.tenants = std::move(file.tenants);
+  }
   return parsed;
 }
 
@@ -425,18 +428,6 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
     }
   }
   return nearest;
-}
-
-std::vector<std::string> load_api_key_digests(const std::string& path) {
-  std::istringstream lines(read_file(path, "the file of API keys"));
-  std::vector<std::string> digests;
-  for (std::string line; std::getline(lines, line);) {
-    while (!line.empty() && (line.back() == '\r' || line.back() == ' ' || line.back() == '\t')) line.pop_back();
-    if (!line.empty() && line[0] != '#') digests.push_back(sha256_hex(line));
-  }
-  // An empty list would mean that no key is needed.
-  if (digests.empty()) throw std::runtime_error("the file of API keys " + path + " holds no key: write one per line");
-  return digests;
 }
 
 }  // namespace headroom

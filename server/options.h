@@ -46,7 +46,8 @@ struct ServeOptions {
 
   // HTTP; `http` holds the limits of the front, with their defaults
   HttpServerOptions http;
-  std::string api_keys_file;     // one key per line; empty: no keys needed
+  std::string api_keys_file;     // names, digests of keys and limits (api_keys.h); empty: no keys needed
+  std::vector<Tenant> tenants;   // of that file; empty without
   bool introspection = false;     // /v1/attention answers: one forward pass on a thread of its own
   double drain_seconds_max = 45;  // after SIGTERM, for what runs
 
@@ -81,8 +82,5 @@ std::string format_bytes(int64_t bytes);
 
 // The nearest of `known` to a mistyped word; empty when none is near.
 std::string nearest_name(std::string_view word, const std::vector<std::string>& known);
-
-// SHA-256 of each key in the file: one per line, blank lines and lines that begin with # aside. Throws std::runtime_error.
-std::vector<std::string> load_api_key_digests(const std::string& path);
 
 }  // namespace headroom

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 
+FAIR_QUEUE = "engine/fair_queue.cc"
 ALLOCATOR = "engine/kv/page_allocator.cc"
 CACHE = "engine/kv/prefix_cache.cc"
 SCHEDULER = "engine/scheduler.cc"
@@ -115,16 +116,25 @@ MUTANTS = {
          "    std::rotate(running_.begin(), running_.begin() + 1, running_.end());\n"
          "    preempt_youngest();\n"
          "    return false;\n")]),
-    "preempted_goes_last": (SCHEDULER, [("waiting_.push_front(sequence);", "waiting_.push_back(sequence);")]),
+    "preempted_goes_last": (SCHEDULER, [("preempted_.push_front(sequence);", "preempted_.push_back(sequence);")]),
     "blocked_head_is_overtaken": (SCHEDULER, [
-        ("      const int32_t tokens = try_admit(*waiting_.first(), chunk_budget);\n"
-         "      if (tokens == 0) break;\n",
-         "      Sequence* next = waiting_.first()->waiting_next;\n"
-         "      int32_t tokens = try_admit(*waiting_.first(), chunk_budget);\n"
-         "      if (tokens == 0 && next != nullptr) tokens = try_admit(*next, chunk_budget);\n"
-         "      if (tokens == 0) break;\n")]),
+        ("      const int32_t tokens = next == nullptr ? 0 : try_admit(*next, chunk_budget);\n",
+         "      int32_t tokens = next == nullptr ? 0 : try_admit(*next, chunk_budget);\n"
+         "      if (tokens == 0 && next != nullptr && next->waiting_next != nullptr) {\n"
+         "        tokens = try_admit(*next->waiting_next, chunk_budget);\n"
+         "      }\n")]),
     "queue_place_leaks_on_cancel": (SCHEDULER, [
         ("    if (!request.started) leave_queue(request);\n", "")]),
+
+    # One tenant takes what is another's.
+    "tenants_take_no_turns": (FAIR_QUEUE, [  # first come, first served among all
+        ("  if (a.service != b.service) return a.service < b.service;\n", "")]),
+    "weights_ignored": (FAIR_QUEUE, [("kTokenPrice / weights[i]", "kTokenPrice")]),
+    "pause_saves_up_a_claim": (FAIR_QUEUE, [("    tenant.service = std::max(tenant.service, floor_);\n", "")]),
+    "answers_are_free": (SCHEDULER, [("  queue_.charge(sequence.tenant, 1);\n", "")]),
+    "pages_beyond_the_share": (SCHEDULER, [
+        ("use.pages_promised + sequence.request->pages_max <=", "use.pages_promised <=")]),
+    "ended_requests_keep_their_share": (SCHEDULER, [("    use.pages_promised -= request.pages_max;\n", "")]),
 }
 
 

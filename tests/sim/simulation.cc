@@ -8,6 +8,7 @@ namespace headroom::sim {
 
 Simulation::Simulation(uint64_t seed) : random_(seed) {
   draw_options();
+  draw_tenants();
   draw_stems();
   scheduler_.emplace(options_);
   prefix_cache_ = scheduler_->prefix_cache();
@@ -201,12 +202,16 @@ void Simulation::submit(bool in_burst) {
   if (salt > 0) request.cache_salt = salt == 1 ? "tenant 1" : "tenant 2";
   draw_prompt(salt, request.prompt);
   request.choices = random_.between(1, choices_max_);
+  // Now and then one tenant floods the others.
+  request.tenant = TenantId{random_.chance(0.3) ? 0 : random_.below(static_cast<int32_t>(tenants_.size()))};
   const int32_t room = options_.context_tokens_max - static_cast<int32_t>(request.prompt.size());
   request.generated_tokens_max = random_.between(0, std::max(room, 0) + (random_.chance(0.05) ? 1 : 0));
   request.all_prompt_logits = random_.chance(0.1);
 
   client.reset(request.choices);
   client.id = request.id;
+  client.tenant = request.tenant;
+  client.pages_needed = pages_needed(request);
   client.salt = salt;
   client.prompt_tokens = static_cast<int32_t>(request.prompt.size());
   client.generated_tokens_max = request.generated_tokens_max;
@@ -217,6 +222,7 @@ void Simulation::submit(bool in_burst) {
   first.tokens = request.prompt;
   if (!check_admission(client, scheduler_->submit(std::move(request)))) return;
 
+  begin_waiting(client);
   ++next_id_;
   Content content = content_of_root(salt);
   for (TokenId token : first.tokens) first.contents.push_back(content = content_after(content, token));
@@ -254,6 +260,7 @@ bool Simulation::check_admission(const Client& client, const Admission& admissio
     case AdmissionStatus::accepted:
       require(fits_context && fits_running && !requests_full && !tokens_full, "accepted what should be refused");
       require(admission.pages_needed <= options_.pages_total, "accepted more pages than there are");
+      require(client.pages_needed <= pages_max_of(client.tenant), "accepted more pages than its tenant may have");
       return true;
     case AdmissionStatus::exceeds_context:
       require(!fits_context, "refused for its context");
@@ -266,6 +273,10 @@ bool Simulation::check_admission(const Client& client, const Admission& admissio
     case AdmissionStatus::exceeds_pool:
       require(admission.pages_needed > options_.pages_total, "refused for its pages");
       coverage_.add(Event::refused_pool);
+      return false;
+    case AdmissionStatus::exceeds_share:
+      require(client.pages_needed > pages_max_of(client.tenant), "refused for its share");
+      coverage_.add(Event::refused_share);
       return false;
     case AdmissionStatus::queue_full:
       require(requests_full || tokens_full, "refused by a queue that is not full");

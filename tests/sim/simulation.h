@@ -3,7 +3,8 @@
 //   I2  every slot that a scheduled token may read was written for exactly that prefix; nobody writes to a page that
 //       another holds or that the prefix cache can find; every answer equals that of the request computed alone; what
 //       was seen to be no number is never found again,
-//   I3  the oldest sequence advances in every step, service is first come first served, and no wait exceeds its bound,
+//   I3  the oldest sequence advances in every step; who is let in is whom a naive model of fair shares names, no tenant
+//       exceeds its limits, and with one tenant no wait exceeds its bound,
 //   I4  every accepted request ends once, and after a drain all pages are back.
 // One Simulation is one episode: its options, its clients and their fate are drawn from its seed. There is no swapping of
 // pages to be simulated: a preempted sequence is computed again.
@@ -59,6 +60,9 @@ class Simulation {
   };
   struct Client {
     RequestId id{};
+    TenantId tenant{};
+    int64_t turn = 0;          // in which it was let in
+    int64_t pages_needed = 0;  // its worst case, nothing shared
     int32_t salt = 0;
     int32_t prompt_tokens = 0;
     int32_t generated_tokens_max = 0;
@@ -76,6 +80,11 @@ class Simulation {
     std::vector<Choice> choices;
 
     void reset(int32_t choice_count);
+  };
+
+  struct Tenant {
+    double service = 0;  // tokens computed, over its weight
+    int64_t pages = 0;   // held by its requests, as last counted
   };
 
   void draw_options();
@@ -104,6 +113,19 @@ class Simulation {
   void compute(const ScheduledSequence& scheduled);
   bool read_slots(const Choice& choice, std::span<const PageId> pages, int32_t first);
   void sample(const StepPlan& plan);
+
+  // Fair shares, in simulation_turns.cc.
+  void draw_tenants();
+  int64_t pages_max_of(TenantId tenant) const;
+  int64_t pages_needed(const NewRequest& request) const;
+  void begin_waiting(const Client& client);
+  void charge(TenantId tenant, int32_t tokens);
+  void check_turns(const StepPlan& plan);
+  Client* first_waiting(TenantId tenant);
+  bool within_limits(const Client& client) const;
+  void observe_let_in(Client& client);
+  void check_nobody_overtakes() const;
+  void check_shares();
 
   // Checks, in simulation_checks.cc.
   void observe_plan(const StepPlan& plan);
@@ -159,6 +181,11 @@ class Simulation {
   int64_t next_id_ = 1;
   bool step_open_ = false;
   bool sample_failed_ = false;  // in this step
+  std::vector<Tenant> tenants_;
+  std::vector<TenantUse> tenant_use_;
+  double floor_service_ = 0;  // of the tenant let in last, then
+  int64_t turns_ = 0;
+  int64_t turns_before_ = 0;  // this plan
   int64_t steps_owed_ = 0;          // in which all the clients will have been served
   std::optional<SequenceId> oldest_;  // in the last step; it may have ended since
   std::vector<SampledToken> sampled_;

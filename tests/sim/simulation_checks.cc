@@ -8,6 +8,7 @@ namespace headroom::sim {
 void Simulation::observe_plan(const StepPlan& plan) {
   observe_cancelled(plan);
   observe_preempted(plan);
+  check_turns(plan);
   int32_t tokens = 0;
   for (const ScheduledSequence& scheduled : plan.sequences) {
     observe_scheduled(plan, scheduled);
@@ -83,11 +84,7 @@ void Simulation::observe_scheduled(const StepPlan& plan, const ScheduledSequence
 // It was given room, at first or again.
 void Simulation::observe_admitted(Client& client, Choice& choice, const ScheduledSequence& scheduled) {
   const int32_t found = scheduled.first_position;
-  if (!client.started) {
-    client.started = true;
-    client.cached_prompt_tokens = found;
-    if (coverage_.steps - client.arrival_step >= 100) coverage_.add(Event::served_after_long_wait);
-  }
+  require(client.started, "a sequence runs that was never let in");
   require(found % options_.page_tokens == 0, "a prefix that does not end with a page");
   require(!client.all_prompt_logits || found <= choice.computed_max, "logits are skipped");
   coverage_.add(Event::prefix_hit_token, found);
@@ -110,16 +107,19 @@ void Simulation::check_progress(const StepPlan& plan) {
   oldest_.reset();
   require(plan.empty() == clients_.empty(), plan.empty() ? "nothing is scheduled" : "nobody is scheduled");
   if (clients_.empty()) return;
-  const Choice& oldest = *std::ranges::find(clients_.front()->choices, false, &Choice::ended);
+  const Client* first = nullptr;
+  for (const auto& client : clients_) {
+    if (client->started && (first == nullptr || client->turn < first->turn)) first = client.get();
+  }
+  require(first != nullptr, "something is scheduled and nobody was let in");
+  const Choice& oldest = *std::ranges::find(first->choices, false, &Choice::ended);
   oldest_ = oldest.id;
   require(oldest.scheduled_step == coverage_.steps, "the oldest sequence does not advance");
-  bool somebody_waits = false;
+  check_nobody_overtakes();
   for (const auto& client : clients_) {
     const auto id = static_cast<int64_t>(client->id);
     require(!client->cancelled, "request ", id, " was cancelled and not dropped");
-    require(coverage_.steps <= client->deadline_step, "request ", id, " waits too long");
-    require(!client->started || !somebody_waits, "request ", id, " overtakes an older one");
-    somebody_waits = !client->started;
+    require(tenants_.size() > 1 || coverage_.steps <= client->deadline_step, "request ", id, " waits too long");
   }
 }
 
@@ -128,6 +128,7 @@ void Simulation::observe_tables() {
   new_pages_.clear();
   unheld_pages_.clear();
   std::ranges::fill(references_, 0);
+  for (Tenant& tenant : tenants_) tenant.pages = 0;
   for (const auto& client : clients_) {
     if (!client->started) continue;
     int64_t distinct = 0;
@@ -136,7 +137,9 @@ void Simulation::observe_tables() {
       if (choice.seen && !choice.ended) distinct += observe_table(choice);
     }
     client->peak_pages = std::max(client->peak_pages, distinct);
+    tenants_[index_of(client->tenant)].pages += distinct;
   }
+  check_shares();
   PageCounts counts;
   for (int32_t i = 0; i < static_cast<int32_t>(references_.size()); ++i) {
     const PageId page{i};
@@ -237,6 +240,7 @@ void Simulation::observe_commit(const StepPlan& plan) {
 }
 
 void Simulation::observe_sampled(Client& client, Choice& choice, const SampledToken& sampled) {
+  charge(client.tenant, 1);
   choice.tokens.push_back(sampled.token);
   choice.contents.push_back(content_after(choice.contents.back(), sampled.token));
   if (sampled.invalid) observe_invalid(choice);

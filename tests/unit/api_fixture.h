@@ -35,6 +35,7 @@ struct ApiSetup {
                              .running_sequences_max = 16,
                              .queue_requests_max = 64,
                              .context_tokens_max = 512};
+  std::vector<std::string> tenants;  // names; scheduler.tenants has their limits, or none
   std::vector<TokenId> eos = {kEos};
   bool has_template = true;
   const AttentionProbe* attention = nullptr;
@@ -91,6 +92,7 @@ inline std::unique_ptr<Engine> make_api_engine(const ApiSetup& setup) {
   }
   EngineOptions options;
   options.scheduler = setup.scheduler;
+  options.scheduler.tenants.resize(std::max<size_t>(setup.tenants.size(), 1));
   options.eos_token_ids = setup.eos;
   return std::make_unique<Engine>(std::move(options), kApiShape, std::make_unique<FakeRunner>(std::move(runner)),
                                   nullptr);
@@ -125,6 +127,7 @@ class ApiUnderTest {
     routes_ = api_routes({.model_names = {"demo", "alias"},
                           .version = "1.2.3",
                           .system_fingerprint = "fp",
+                          .tenant_names = setup.tenants,
                           .ping_after = setup.ping_after,
                           .client_poll_period = setup.client_poll_period,
                           .served = [this] { return served; },

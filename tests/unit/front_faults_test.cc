@@ -356,11 +356,11 @@ TEST_F(Front, PagesAreFreeSoonAfterTheirClientHasGone) {
 }
 
 TEST_F(Front, EveryRouteNeedsTheKeyButTheProbes) {
-  http_.api_key_digests = {sha256_hex("correct horse")};
+  http_.api_keys = {{sha256_hex("correct horse"), TenantId{0}}};
   start();
   const std::string key = "Connection: close\r\nAuthorization: Bearer correct horse\r\n";
   for (const Route& route : api_->routes()) {
-    const bool is_open = route.path == "/livez" || route.path == "/readyz" || route.path == "/metrics";
+    const bool is_open = route.path == "/livez" || route.path == "/readyz";
     const auto request = [&](const std::string& headers) {
       return route.method == "GET" ? get(route.path, headers) : post(route.path, "{}", headers);
     };

@@ -64,7 +64,7 @@ class HttpServerTest : public testing::Test {
   std::vector<Route> routes() {
     const auto text = [](const HttpRequest&, HttpResponse& response) { response.body = "{\"ok\":true}"; };
     const auto echo = [](const HttpRequest& request, HttpResponse& response) {
-      response.body = request.method + " " + request.query + " " + request.tenant + " " + request.body;
+      response.body = request.method + " " + request.query + " " + std::to_string(index_of(request.tenant)) + " " + request.body;
     };
     const auto fail = [](const HttpRequest&, HttpResponse&) { throw std::runtime_error("secret text"); };
     const auto stream = [this](const HttpRequest&, HttpResponse& response) {
@@ -360,7 +360,7 @@ TEST_F(HttpServerTest, BoundsTheBytesOfBodiesThatAreBeingReceived) {
 }
 
 TEST_F(HttpServerTest, DeniesWithoutAKeyWhateverThePath) {
-  options_.api_key_digests = {sha256_hex("other"), sha256_hex("correct horse")};
+  options_.api_keys = {{sha256_hex("other"), TenantId{0}}, {sha256_hex("correct horse"), TenantId{7}}, {sha256_hex("last"), TenantId{0}}};
   start();
   for (const char* path : {"/v1/models", "/nothing", "/echo", "/LIVEZ", "/livez/", "//livez", "/livez%00"}) {
     EXPECT_THAT(ask(get(path)), StartsWith("HTTP/1.1 401 ")) << path;
@@ -372,16 +372,17 @@ TEST_F(HttpServerTest, DeniesWithoutAKeyWhateverThePath) {
   EXPECT_THAT(denied, Not(HasSubstr("wrong")));
   EXPECT_THAT(ask(get("/v1/models", "Connection: close\r\nAuthorization: Basic correct horse\r\n")), StartsWith("HTTP/1.1 401"));
   EXPECT_THAT(ask(get("/livez")), StartsWith("HTTP/1.1 200"));
-  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 401"));
   const std::string keyed = ask(post("/echo", "{}", "Connection: close\r\nAuthorization: Bearer correct horse\r\n"));
-  EXPECT_THAT(keyed, HasSubstr("POST  " + sha256_hex("correct horse") + " {}"));
+  EXPECT_THAT(keyed, HasSubstr("POST  7 {}"));
 }
 
-TEST_F(HttpServerTest, MetricsCanNeedAKey) {
-  options_.api_key_digests = {sha256_hex("k")};
-  options_.metrics_public = false;
+TEST_F(HttpServerTest, MetricsNeedNoKeyByChoice) {
+  options_.api_keys = {{sha256_hex("k"), TenantId{0}}};
+  options_.metrics_public = true;
   start();
-  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 401"));
+  EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(ask(get("/v1/models")), StartsWith("HTTP/1.1 401"));
 }
 
 TEST_F(HttpServerTest, StopFinishesWhatIsOpenAndTakesNothingNew) {

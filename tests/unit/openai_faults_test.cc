@@ -206,22 +206,115 @@ TEST(Streams, PingWhileThereIsNothingToSay) {
 
 // Prefixes are shared within a key and a salt, never across.
 TEST(Tenants, DoNotShareCachedPrefixes) {
-  ApiUnderTest api;
+  ApiSetup setup;
+  setup.tenants = {"1", "12", "2"};
+  ApiUnderTest api(setup);
   const std::string prompt(100, 'q');
-  const auto cached = [&](const std::string& tenant, const std::string& salt) {
+  const auto cached = [&](int32_t tenant, const std::string& salt) {
     const std::string body = R"({"prompt":")" + prompt + R"(","max_tokens":1)" +
                              (salt.empty() ? "" : R"(,"cache_salt":")" + salt + "\"") + "}";
-    return api.call("POST", "/v1/completions", {.body = body, .tenant = tenant})
+    return api.call("POST", "/v1/completions", {.body = body, .tenant = TenantId{tenant}})
         .json()["usage"]["prompt_tokens_details"]["cached_tokens"]
         .get<int>();
   };
-  EXPECT_EQ(cached("1", "23"), 0);
-  EXPECT_EQ(cached("1", "23"), 96);  // whole pages
-  EXPECT_EQ(cached("12", "3"), 0);   // the same characters, divided otherwise
-  EXPECT_EQ(cached("", "123"), 0);
-  EXPECT_EQ(cached("1", ""), 0);
-  EXPECT_EQ(cached("2", "23"), 0);
-  EXPECT_EQ(cached("2", "23"), 96);
+  EXPECT_EQ(cached(0, "23"), 0);
+  EXPECT_EQ(cached(0, "23"), 96);  // whole pages
+  EXPECT_EQ(cached(1, "3"), 0);    // "12" and "3": the same characters, divided otherwise
+  EXPECT_EQ(cached(0, ""), 0);
+  EXPECT_EQ(cached(2, "23"), 0);
+  EXPECT_EQ(cached(2, "23"), 96);
+  EXPECT_EQ(cached(2, "1:1"), 0);
+  const EngineStats stats = api.engine->stats();
+  EXPECT_EQ(stats.tenants.at(0).cached_tokens, 96);
+  EXPECT_EQ(stats.tenants.at(1).cached_tokens, 0);
+  EXPECT_EQ(stats.tenants.at(2).cached_tokens, 96);
+  EXPECT_EQ(stats.tenants.at(2).prompt_tokens, 300);
+  EXPECT_EQ(stats.tenants.at(0).generated_tokens, 3);
+}
+
+// One key floods; what another one asks for is answered as if nearly nobody were there, and each limit is its own.
+TEST(Tenants, AFloodOfOneDelaysAnotherByLittle) {
+  ApiSetup setup;
+  setup.tenants = {"flood", "steady"};
+  setup.runner.step_time = std::chrono::milliseconds(2);
+  setup.scheduler.running_sequences_max = 4;
+  setup.scheduler.queue_requests_max = 40;
+  ApiUnderTest api(setup);
+  const auto ask = [](int32_t tenant) {
+    GenerateRequest request;
+    request.prompt.assign(8, 'q');
+    request.generated_tokens_max = 16;
+    request.ignore_eos = true;
+    request.tenant = TenantId{tenant};
+    return request;
+  };
+  std::vector<std::shared_ptr<TokenStream>> flood;
+  int refused = 0;
+  for (int i = 0; i < 400; ++i) {
+    Engine::SubmitResult result = api.engine->submit(ask(0));
+    if (auto* stream = std::get_if<std::shared_ptr<TokenStream>>(&result)) {
+      flood.push_back(std::move(*stream));
+    } else {
+      ++refused;
+      EXPECT_EQ(std::get<SubmitError>(result).kind, SubmitError::Kind::queue_full);
+    }
+  }
+  EXPECT_GT(refused, 300);
+  EXPECT_EQ(api.engine->stats().tenants.at(0).refused_full, refused);
+  for (int i = 0; i < 5; ++i) {
+    const int64_t first_step = api.engine->stats().steps;
+    Engine::SubmitResult result = api.engine->submit(ask(1));
+    ASSERT_TRUE(std::holds_alternative<std::shared_ptr<TokenStream>>(result)) << "no room was left for it";
+    auto& stream = std::get<std::shared_ptr<TokenStream>>(result);
+    while (const auto event = stream->next(std::chrono::seconds(10))) {
+      if (std::holds_alternative<Finished>(*event)) break;
+    }
+    // At most the rest of one of those that run, then its own 16 steps; a step or two until it is seen.
+    EXPECT_LE(api.engine->stats().steps - first_step, 16 + 16 + 4);
+  }
+  EXPECT_EQ(api.engine->stats().tenants.at(1).refused_full, 0);
+  for (const auto& stream : flood) stream->cancel();
+  EXPECT_TRUE(api.becomes_idle());
+}
+
+TEST(Tenants, LimitsOfAKeyAreItsOwn) {
+  ApiSetup setup;
+  setup.tenants = {"limited", "free"};
+  setup.scheduler.tenants = {{.kv_percent_max = 10, .requests_per_minute = 2}, {}};  // 6 of 64 pages
+  ApiUnderTest api(setup);
+  const auto ask = [&](int32_t tenant, int tokens) {
+    return api.call("POST", "/v1/completions", {.body = R"({"prompt":"a","max_tokens":)" + std::to_string(tokens) + "}", .tenant = TenantId{tenant}});
+  };
+  const Reply large = ask(0, 200);
+  EXPECT_EQ(large.status, 400);
+  EXPECT_EQ(error_of(large)["code"].get<std::string>(), "kv_share_exceeded");
+  EXPECT_EQ(ask(1, 200).status, 200);
+  EXPECT_EQ(ask(0, 5).status, 200);
+  const Reply fast = ask(0, 5);
+  EXPECT_EQ(fast.status, 429);
+  EXPECT_EQ(error_of(fast)["code"].get<std::string>(), "rate_limit_exceeded");
+  EXPECT_GE(std::stoi(fast.header("Retry-After")), 25);
+  EXPECT_LE(std::stoi(fast.header("Retry-After")), 30);
+  EXPECT_EQ(ask(1, 5).status, 200);
+}
+
+// A place is taken before the text becomes tokens, and given back whatever comes of it.
+TEST(Tenants, PlacesAreGivenBack) {
+  ApiSetup setup;
+  setup.scheduler.queue_requests_max = 2;
+  ApiUnderTest api(setup);
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(api.complete(R"("prompt":["a","b"],"max_tokens":1)").status, 200);
+    EXPECT_EQ(api.complete(R"("prompt":["a",""],"max_tokens":1)").status, 400);
+    EXPECT_EQ(api.complete(R"("prompt":"a","max_tokens":5000)").status, 400);
+    EXPECT_EQ(api.chat(R"("messages":[{"role":"user","content":")" + std::string(3000, 'x') + ""}]").status, 400);
+    EXPECT_EQ(api.complete(R"("prompt":["a","b","c"],"max_tokens":1)").status, 400);  // never enough places
+  }
+  auto held = api.engine->reserve({}, 2);
+  ASSERT_TRUE(std::holds_alternative<Engine::Reservation>(held));
+  const Reply full = api.complete(R"("prompt":")" + std::string(400, 'x') + R"(","max_tokens":1)");
+  EXPECT_EQ(full.status, 429);
+  EXPECT_EQ(error_of(full)["code"].get<std::string>(), "queue_full");
 }
 
 // Requests put together at random from sound and unsound values: each gets one answer, whole and well-formed, and

@@ -125,14 +125,13 @@ TEST(Options, NearestNameWantsAtMostAThirdOfTheLettersWrong) {
   EXPECT_EQ(nearest_name("bananas", {"serve", "options"}), "");
 }
 
-TEST(Options, KeysAreKeptAsDigestsAndAnEmptyFileIsNotAnOpenServer) {
-  const TemporaryFile file("# comment\nabc\r\n\n  \n");
-  // SHA-256 of "abc", FIPS 180-4.
-  EXPECT_THAT(load_api_key_digests(file.path()),
-              testing::ElementsAre("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
-  EXPECT_EQ(parse_serve_options({"--model", "m", "--api-keys-file", file.path()}).options.http.api_key_digests.size(), 1u);
-  EXPECT_THAT(error_of([] { load_api_key_digests("/dev/null"); }), HasSubstr("holds no key"));
-  EXPECT_THAT(error_of([] { load_api_key_digests("/nowhere"); }), HasSubstr("cannot be read"));
+TEST(Options, KeysComeWithTheirTenantsAndAnEmptyFileIsNotAnOpenServer) {
+  const TemporaryFile file("alice " + std::string(64, 'a') + " weight=3\n");
+  const ServeOptions options = parse_serve_options({"--model", "m", "--api-keys-file", file.path()}).options;
+  ASSERT_EQ(options.http.api_keys.size(), 1u);
+  EXPECT_EQ(options.tenants.at(0).limits.weight, 3);
+  EXPECT_THAT(error_of([] { load_api_keys("/dev/null"); }), HasSubstr("holds no key"));
+  EXPECT_THAT(error_of([] { load_api_keys("/nowhere"); }), HasSubstr("cannot be read"));
 }
 
 TEST(Options, HelpHasGroupsAndEveryOption) {
