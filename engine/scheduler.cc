@@ -114,7 +114,7 @@ const StepPlan& Scheduler::plan() {
   }
   // Nobody is let in while somebody older lacks pages; and who has just been preempted would only take them back.
   if (plan_.preempted.empty() && !stalled) {
-    while (chunk_budget > 0) {
+    while (chunk_budget > 0 && running_slots_ < options_.running_sequences_max) {
       Sequence* next = next_waiting();
       const int32_t tokens = next == nullptr ? 0 : try_admit(*next, chunk_budget);
       if (tokens == 0) break;

@@ -1,5 +1,6 @@
 #include "server/http_server.h"
 
+#include <arpa/inet.h>
 #include <httplib.h>
 #include <poll.h>
 #include <spdlog/spdlog.h>
@@ -17,12 +18,14 @@
 #include "kernels/check.h"
 #include "server/api_error.h"
 #include "server/listener.h"
+#include "server/logging.h"
 #include "server/worker_pool.h"
 
 namespace headroom {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr int32_t kExceptionLinesPerSecond = 10;
 constexpr double kWriteBytesPerSecondMin = 16 << 10;  // a large answer may take longer than write_seconds_max at this rate
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
@@ -55,13 +58,26 @@ std::string_view trace_id(std::string_view traceparent) {
   return id.find_first_not_of('0') == id.npos || span.find_first_not_of('0') == span.npos ? std::string_view() : id;
 }
 
+// Names of hosts and types: upper and lower case are the same.
+bool same_name(std::string_view a, std::string_view b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](char x, char y) {
+    const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
+    return lower(x) == lower(y);
+  });
+}
+
+bool is_address(const std::string& host) {
+  in6_addr parsed{};
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    return inet_pton(AF_INET6, host.substr(1, host.size() - 2).c_str(), &parsed) == 1;
+  }
+  return inet_pton(AF_INET, host.c_str(), &parsed) == 1;
+}
+
 bool is_json_type(std::string_view content_type) {
   std::string_view type = content_type.substr(0, content_type.find(';'));
   while (!type.empty() && type.back() == ' ') type.remove_suffix(1);
-  constexpr std::string_view kJson = "application/json";
-  return type.size() == kJson.size() && std::equal(type.begin(), type.end(), kJson.begin(), [](char a, char b) {
-    return (a >= 'A' && a <= 'Z' ? a + 32 : a) == b;
-  });
+  return same_name(type, "application/json");
 }
 
 // Reads the head of the request from memory and writes to the socket, within a time for each write.
@@ -198,10 +214,16 @@ void log_exception(const Exchange& exchange, const char* where) {
     type = typeid(error).name();
   } catch (...) {
   }
+  static LineLimit limit(kExceptionLinesPerSecond);
+  const std::optional<int64_t> left_out = limit.take(Clock::now());
+  if (!left_out) return;
+  if (*left_out > 0) spdlog::error("{} lines of exceptions were left out", *left_out);
   spdlog::error("request {} {}: exception {} in the {}", exchange.request_id, exchange.path, type, where);
 }
 
 }  // namespace
+
+bool is_loopback(const std::string& host) { return host == "::1" || host == "localhost" || (host.starts_with("127.") && is_address(host)); }
 
 std::string http_error_body(int status, std::string_view message) {
   return api_error_body({.status = status, .message = std::string(message), .type = error_type(status)});
@@ -214,6 +236,7 @@ struct HttpServer::Impl {
   void answer(std::unique_ptr<Connection> connection);
   void respond(const httplib::Request& request, httplib::Response& response);
   void handle(const httplib::Request& request, HttpResponse& response);
+  bool is_own_name(std::string_view host) const;
   const Route* find_route(const std::string& path, const std::string& method, std::string& allowed) const;
   bool authorize(const httplib::Request& request, const Route* route, TenantId& tenant) const;
   void attach_stream(const httplib::Request& request, HttpResponse& from, httplib::Response& to);
@@ -330,6 +353,9 @@ void HttpServer::Impl::respond(const httplib::Request& request, httplib::Respons
 
 void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& response) {
   Exchange& exchange = *current_exchange;
+  if (options.check_host_name && !is_own_name(request.get_header_value("Host"))) {
+    return set_error(response, 421, "this server listens on its own machine alone: ask it as localhost or by its address, or start it with --host-names");
+  }
   std::string allowed;
   const Route* route = find_route(request.path, request.method, allowed);
   HttpRequest in;
@@ -368,6 +394,16 @@ void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& res
   in.request_id = exchange.request_id;
   in.client_gone = [&connection = exchange.connection] { return connection.peer_gone(); };
   route->handle(in, response);
+}
+
+// A web page elsewhere whose name is made to mean this machine (DNS rebinding) is of the same origin to a browser; only the name that the
+// browser sends tells. An address cannot be such a name, and who sends none is no browser.
+bool HttpServer::Impl::is_own_name(std::string_view host) const {
+  const size_t port = host.rfind(':');
+  if (port != host.npos && host.find(']', port) == host.npos) host = host.substr(0, port);
+  const std::string name(host);
+  return name.empty() || is_address(name) || same_name(name, "localhost") ||
+         std::ranges::any_of(options.host_names, [&](const std::string& own) { return same_name(name, own); });
 }
 
 const Route* HttpServer::Impl::find_route(const std::string& path, const std::string& method, std::string& allowed) const {

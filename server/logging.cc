@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "server/options.h"
 
@@ -72,6 +73,20 @@ class StderrSink : public spdlog::sinks::base_sink<std::mutex> {
 };
 
 }  // namespace
+
+std::optional<int64_t> LineLimit::take(Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  if (now - second_ >= std::chrono::seconds(1)) {
+    second_ = now;
+    lines_ = 0;
+  }
+  if (lines_ == lines_per_second_) {
+    ++left_out_;
+    return std::nullopt;
+  }
+  ++lines_;
+  return std::exchange(left_out_, 0);
+}
 
 void set_up_logging(const std::string& level, const std::string& format) {
   auto logger = std::make_shared<spdlog::logger>("headroom", std::make_shared<StderrSink>());

@@ -2,11 +2,31 @@
 // A log that nobody reads, or a disk without room, costs lines, which are counted, and never a request.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <mutex>
+#include <optional>
 #include <string>
 
 namespace headroom {
+
+// Bounds the lines of one kind that clients can cause. Any thread.
+class LineLimit {
+ public:
+  using Clock = std::chrono::steady_clock;
+  explicit LineLimit(int32_t lines_per_second) : lines_per_second_(lines_per_second) {}
+  // Whether to write one now; then how many were left out since the last one.
+  std::optional<int64_t> take(Clock::time_point now);
+
+ private:
+  const int32_t lines_per_second_;
+  std::mutex mutex_;
+  Clock::time_point second_{};
+  int32_t lines_ = 0;  // in this second
+  int64_t left_out_ = 0;
+};
 
 void set_up_logging(const std::string& level, const std::string& format);
 

@@ -167,6 +167,31 @@ const std::vector<ValueRow>& headroom_rows() {
   return rows;
 }
 
+// One series for each tenant: as many as the file of API keys names.
+struct TenantRow {
+  const char* name;
+  MetricType type;
+  const char* unit;
+  const char* help;
+  const char* label;
+  std::vector<std::pair<const char*, int64_t TenantStats::*>> samples;
+};
+
+const std::vector<TenantRow>& tenant_rows() {
+  static const std::vector<TenantRow> rows = {
+      {"headroom_tenant_requests", MetricType::Gauge, "requests", "Requests of a tenant that were let in, or wait for that.", "state",
+       {{"running", &TenantStats::requests_running}, {"waiting", &TenantStats::requests_waiting}}},
+      {"headroom_tenant_kv_pages", MetricType::Gauge, "pages", "Pages that the requests of a tenant hold; several may share one.", nullptr,
+       {{nullptr, &TenantStats::pages}}},
+      {"headroom_tenant_tokens_total", MetricType::Counter, "tokens", "Tokens of a tenant; cached are those of its prompts found in the prefix cache.",
+       "kind",
+       {{"prompt", &TenantStats::prompt_tokens}, {"cached", &TenantStats::cached_tokens}, {"generated", &TenantStats::generated_tokens}}},
+      {"headroom_tenant_refused_total", MetricType::Counter, "requests", "Requests of a tenant that were refused, by what was full.", "reason",
+       {{"queue", &TenantStats::refused_full}, {"rate", &TenantStats::refused_too_fast}}},
+  };
+  return rows;
+}
+
 const std::vector<ValueRow>& process_rows() {
   constexpr auto kGauge = MetricType::Gauge;
   static const std::vector<ValueRow> rows = {
@@ -304,6 +329,7 @@ struct Metrics::State {
   Labels labels_of(const char* name) const;
   MetricFamily family_of(const ValueRow& row, const Snapshot& snapshot) const;
   void add_histograms(std::vector<MetricFamily>& families) const;
+  void add_tenants(std::vector<MetricFamily>& families, const Snapshot& snapshot) const;
   void add_labelled(std::vector<MetricFamily>& families, const Snapshot& snapshot) const;
   void add_decode_by_context(std::vector<MetricFamily>& families) const;
   void add_http(std::vector<MetricFamily>& families) const;
@@ -413,6 +439,25 @@ void Metrics::State::add_histograms(std::vector<MetricFamily>& families) const {
   }
 }
 
+void Metrics::State::add_tenants(std::vector<MetricFamily>& families, const Snapshot& snapshot) const {
+  const std::vector<TenantStats>& tenants = snapshot.stats.tenants;
+  if (tenants.empty()) return;
+  for (const TenantRow& row : tenant_rows()) {
+    MetricFamily family{row.name, row.help, row.type, {}};
+    for (size_t i = 0; i < tenants.size(); ++i) {
+      for (const auto& [label_value, field] : row.samples) {
+        ClientMetric metric;
+        metric.label = labels_of(row.name);
+        metric.label.push_back({"tenant", snapshot.facts.tenant_names.at(i)});
+        if (row.label != nullptr) metric.label.push_back({row.label, label_value});
+        (row.type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = static_cast<double>(tenants[i].*field);
+        family.metric.push_back(std::move(metric));
+      }
+    }
+    families.push_back(std::move(family));
+  }
+}
+
 // What does not fit the table: values counted here, and labels that hold values.
 void Metrics::State::add_labelled(std::vector<MetricFamily>& families, const Snapshot& snapshot) const {
   MetricFamily success{"vllm:request_success_total", kRequestSuccessHelp, MetricType::Counter, {}};
@@ -497,6 +542,7 @@ std::string Metrics::text() const {
   for (const auto* rows : {&vllm_rows(), &headroom_rows(), &process_rows()}) {
     for (const ValueRow& row : *rows) families.push_back(state_->family_of(row, snapshot));
   }
+  state_->add_tenants(families, snapshot);
   state_->add_labelled(families, snapshot);
   state_->add_decode_by_context(families);
   state_->add_histograms(families);
@@ -510,6 +556,9 @@ std::vector<MetricDescription> metric_descriptions() {
     for (const ValueRow& row : *rows) {
       all.push_back({row.name, row.type == MetricType::Counter ? "counter" : "gauge", row.unit, row.help});
     }
+  }
+  for (const TenantRow& row : tenant_rows()) {
+    all.push_back({row.name, row.type == MetricType::Counter ? "counter" : "gauge", row.unit, row.help});
   }
   all.push_back({"vllm:request_success_total", "counter", "requests", kRequestSuccessHelp});
   all.push_back({"vllm:cache_config_info", "gauge", "flag", kCacheConfigHelp});

@@ -33,6 +33,7 @@ struct ModelFacts {
   int64_t workspace_bytes_predicted = 0, workspace_bytes = 0;  // what the backend's ops take for themselves
   std::optional<DeviceMemoryState> device_memory;              // after the start; none: the CPU computes
   bool prefix_cache = true;
+  std::vector<std::string> tenant_names;  // by TenantId; metrics tell several apart
   std::vector<std::pair<std::string, double>> startup_seconds;  // by phase
 };
 

@@ -208,6 +208,7 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   engine_options.scheduler.step_tokens_max = options.step_tokens_max;
   engine_options.scheduler.running_sequences_max = options.running_sequences_max;
   engine_options.scheduler.queue_requests_max = options.queue_requests_max;
+  engine_options.scheduler.queue_tokens_max = options.queue_tokens_max;
   engine_options.scheduler.context_tokens_max = plan.context_tokens;
   engine_options.scheduler.window_tokens = model.config.window_tokens;
   engine_options.scheduler.prefix_cache = options.prefix_cache;
@@ -319,6 +320,7 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const Backe
   model->facts.kv_shape = plan.shape;
   model->facts.capacity = plan.capacity;
   model->facts.prefix_cache = options.prefix_cache;
+  for (const Tenant& tenant : options.tenants) model->facts.tenant_names.push_back(tenant.name);
   model->facts.startup_seconds = phases.take();
   model->served.emplace(ServedModel{.engine = *model->engine,
                                     .tokenizer = model->tokenizer,

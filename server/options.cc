@@ -171,6 +171,8 @@ void add_scheduling_rows(std::vector<OptionRow>& rows) {
                             FIELD(running_sequences_max)));
   rows.push_back(number_row("queue_requests_max", "Scheduling", "N", 1, 1 << 20, "requests that wait; one more is answered 429",
                             FIELD(queue_requests_max)));
+  rows.push_back(number_row("queue_tokens_max", "Scheduling", "N", 1, 0x1p40, "tokens of the prompts of those that wait; more is answered 429",
+                            FIELD(queue_tokens_max)));
   rows.push_back(number_row("stalled_seconds_max", "Scheduling", "SECONDS", 1, 3600, "of work without progress, then /readyz says 503",
                             FIELD(stalled_seconds_max)));
 }
@@ -178,6 +180,9 @@ void add_scheduling_rows(std::vector<OptionRow>& rows) {
 void add_http_rows(std::vector<OptionRow>& rows) {
   rows.push_back(text_row("host", "HTTP", "ADDRESS", ServeOptions().http.host, "where to listen; 0.0.0.0: every address", FIELD(http.host)));
   rows.push_back(number_row("port", "HTTP", "N", 0, 65535, "where to listen; 0: any free port", FIELD(http.port)));
+  rows.push_back({"host_names", "HTTP", "NAME,…", "",
+                  "that may ask a server which listens on this machine alone, besides localhost and addresses: a web page could be behind another",
+                  [](ServeOptions& o, const std::string& text) { o.http.host_names = parse_names(text); }});
   rows.push_back(text_row("api_keys_file", "HTTP", "FILE", "", "names, SHA-256 of keys, limits (see Security); without it no key is needed", FIELD(api_keys_file)));
   rows.push_back(bool_row("metrics_public", "HTTP", "/metrics needs no key", FIELD(http.metrics_public)));
   rows.push_back(bool_row("introspection", "HTTP", "/v1/attention shows what the heads look at; computed beside the engine",
@@ -354,6 +359,7 @@ ParsedOptions parse_serve_options(const std::vector<std::string>& arguments) {
     options.http.api_keys = std::move(file.keys);
     options.tenants = std::move(file.tenants);
   }
+  options.http.check_host_name = is_loopback(options.http.host);
   return parsed;
 }
 

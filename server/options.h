@@ -42,6 +42,7 @@ struct ServeOptions {
   int32_t step_tokens_max = kStepTokensDefault;  // tokens of one step: more is faster, fewer makes others wait less
   int32_t running_sequences_max = 256;  // sequences that run at the same time
   int32_t queue_requests_max = 1024;    // requests that wait; one more is answered 429
+  int64_t queue_tokens_max = 1 << 24;   // tokens of their prompts; likewise
   double stalled_seconds_max = 10;      // of work without progress, then /readyz says 503
 
   // HTTP; `http` holds the limits of the front, with their defaults

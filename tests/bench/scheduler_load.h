@@ -1,5 +1,5 @@
 // A scheduler under full load, for its benchmark and for the test of its bounds: `running` sequences decode, `waiting`
-// requests queue behind them.
+// requests of `tenants` tenants queue behind them.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ inline constexpr int32_t kLoadPromptTokens = 500;
 
 class SchedulerLoad {
  public:
-  SchedulerLoad(int32_t running, int32_t waiting) : scheduler_(options(running, waiting)) {
+  SchedulerLoad(int32_t running, int32_t waiting, int32_t tenants = 1)
+      : scheduler_(options(running, waiting, tenants)), tenants_(tenants) {
     for (int32_t i = 0; i < running + waiting; ++i) {
       submit();
       if (i + 1 == running) {
@@ -40,6 +41,7 @@ class SchedulerLoad {
   void submit() {
     NewRequest request;
     request.id = RequestId{next_id_++};
+    request.tenant = TenantId{static_cast<int32_t>(next_id_ % tenants_)};
     for (int32_t i = 0; i < kLoadPromptTokens; ++i) {
       request.prompt.push_back(static_cast<TokenId>(next_id_ * 31 + i));  // nothing is shared
     }
@@ -54,8 +56,9 @@ class SchedulerLoad {
   }
 
  private:
-  static SchedulerOptions options(int32_t running, int32_t waiting) {
+  static SchedulerOptions options(int32_t running, int32_t waiting, int32_t tenants) {
     SchedulerOptions options;
+    options.tenants.resize(static_cast<size_t>(tenants));
     options.pages_total = kLoadPages;
     options.step_tokens_max = 8192;
     options.running_sequences_max = running;
@@ -66,6 +69,7 @@ class SchedulerLoad {
   }
 
   Scheduler scheduler_;
+  int32_t tenants_;
   std::vector<SampledToken> sampled_;
   int64_t next_id_ = 1;
 };

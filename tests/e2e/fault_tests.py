@@ -101,7 +101,7 @@ def tests(binary, model):
             for seconds in (YEAR, -YEAR):
                 clock.jump(0)
                 idle, slow = open_socket(server.port), open_socket(server.port)
-                idle.sendall(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+                idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert idle.recv(4096).startswith(b"HTTP/1.1 200")
                 slow.sendall(b"GET /livez HTT")
                 began = time.monotonic()
@@ -192,9 +192,9 @@ def tests(binary, model):
     def hostile_clients_write_no_line_of_the_log():
         forged = "2026-01-01 00:00:00.000 info forged"
         with Server(binary, model, "--kv-memory", "64MiB", "--log-level", "debug") as server:
-            for head in (f"GET /livez HTTP/1.1\r\nHost: h\r\nX-Request-Id: a\n{forged}\r\n\r\n", f"GET /livez HTTP/1.1\r\nHost: h\r\nX-Request-Id: {forged}\r\n\r\n",
-                         f"GET /x%0a{forged.replace(' ', '%20')} HTTP/1.1\r\nHost: h\r\n\r\n", f"GET /{forged} HTTP/1.1\r\nHost: h\r\n\r\n",
-                         f"{forged}\r\n\r\n", f"GET /livez HTTP/1.1\r\nHost: h\r\nUser-Agent: \x1b[31m{forged}\r\n\r\n"):
+            for head in (f"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\n{forged}\r\n\r\n", f"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {forged}\r\n\r\n",
+                         f"GET /x%0a{forged.replace(' ', '%20')} HTTP/1.1\r\nHost: localhost\r\n\r\n", f"GET /{forged} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                         f"{forged}\r\n\r\n", f"GET /livez HTTP/1.1\r\nHost: localhost\r\nUser-Agent: \x1b[31m{forged}\r\n\r\n"):
                 with contextlib.closing(open_socket(server.port)) as connection:
                     connection.sendall(head.encode())
                     connection.recv(4096)

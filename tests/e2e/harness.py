@@ -119,7 +119,7 @@ class Server:
 
 def raw_request(method, path, body):
     body = json.dumps(body).encode()
-    return (f"{method} {path} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n").encode() + body
+    return (f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n").encode() + body
 
 
 def open_socket(port):

@@ -20,6 +20,7 @@ import format_tests
 import load_tests
 import page_tests
 import start_tests
+import tenant_tests
 
 
 def main():
@@ -33,7 +34,7 @@ def main():
     wanted = lambda tests: [(name, test) for name, test in tests if arguments.only in name]  # noqa: E731
 
     own_server = wanted(start_tests.tests(binary, arguments.model) + capacity_tests.tests(binary) + format_tests.tests(binary) +
-                        load_tests.tests_with_own_server(binary, arguments.model) + fault_tests.tests(binary, arguments.model) +
+                        load_tests.tests_with_own_server(binary, arguments.model) + fault_tests.tests(binary, arguments.model) + tenant_tests.tests(binary, arguments.model) +
                         page_tests.tests(binary, os.path.join(os.path.dirname(binary), "screenshots")))
     with Server(binary, arguments.model, "--kv-memory", "64MiB") as server:
         shared = wanted(api_tests.tests(server) + load_tests.tests(server))

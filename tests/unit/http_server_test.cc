@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "server/logging.h"
 #include "server/sha256.h"
 #include "tests/unit/http_client.h"
 
@@ -155,15 +156,15 @@ TEST_F(HttpServerTest, ReadsBodiesOfBothFramingsAndManyRequestsOnOneConnection) 
   Client client(port);
   for (int i = 0; i < 3; ++i) {
     client.send_text(post("/echo?a=1", "{\"n\":" + std::to_string(i) + "}", ""));
-    EXPECT_THAT(client.read_until("}"), HasSubstr("POST a=1  {\"n\":" + std::to_string(i) + "}"));
+    EXPECT_THAT(client.read_until("}"), HasSubstr("POST a=1 0 {\"n\":" + std::to_string(i) + "}"));
   }
   // Pipelined, the last one chunked and compressed answers offered: they are not taken.
   client.send_text(post("/echo", "one", "") +
                    "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: application/json; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
                    "Accept-Encoding: gzip, br\r\nRange: bytes=0-1\r\nConnection: close\r\n\r\n3\r\ntwo\r\n0\r\n\r\n");
   const std::string both = client.read_all();
-  EXPECT_THAT(both, HasSubstr("POST   one"));
-  EXPECT_THAT(both, HasSubstr("POST   two"));
+  EXPECT_THAT(both, HasSubstr("POST  0 one"));
+  EXPECT_THAT(both, HasSubstr("POST  0 two"));
   EXPECT_THAT(both, Not(HasSubstr("Content-Encoding")));
 }
 
@@ -174,7 +175,7 @@ TEST_F(HttpServerTest, TellsAWaitingClientToSendItsBody) {
                    "Connection: close\r\nContent-Length: 2\r\n\r\n");
   EXPECT_EQ(client.read_until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
   client.send_text("{}");
-  EXPECT_THAT(client.read_all(), HasSubstr("POST   {}"));
+  EXPECT_THAT(client.read_all(), HasSubstr("POST  0 {}"));
 }
 
 TEST_F(HttpServerTest, RefusesInJsonWithTheRightStatus) {
@@ -377,12 +378,41 @@ TEST_F(HttpServerTest, DeniesWithoutAKeyWhateverThePath) {
   EXPECT_THAT(keyed, HasSubstr("POST  7 {}"));
 }
 
+// A browser that was led here by a name that means this machine for the moment sends that name.
+TEST_F(HttpServerTest, ANameThatIsNotItsOwnIsMisdirected) {
+  options_.check_host_name = true;
+  options_.host_names = {"headroom.internal"};
+  start();
+  const auto status_for = [&](const std::string& host) {
+    const std::string answer = ask("GET /v1/models HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n");
+    return answer.substr(0, 12);
+  };
+  for (const char* own : {"127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:8000", "[::1]", "[::1]:8000", "192.168.0.1:1", "headroom.internal:80"}) {
+    EXPECT_EQ(status_for(own), "HTTP/1.1 200") << own;
+  }
+  for (const char* other : {"evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:127.0.0.1", "[::1", "[evil]",
+                            "127.0.0.1@evil.example", "0x7f.1"}) {
+    EXPECT_EQ(status_for(other), "HTTP/1.1 421") << other;
+  }
+  EXPECT_TRUE(is_loopback("127.0.0.1") && is_loopback("127.8.8.8") && is_loopback("::1") && is_loopback("localhost"));
+  EXPECT_FALSE(is_loopback("0.0.0.0") || is_loopback("::") || is_loopback("10.0.0.1") || is_loopback("127.evil"));
+}
+
 TEST_F(HttpServerTest, MetricsNeedNoKeyByChoice) {
   options_.api_keys = {{sha256_hex("k"), TenantId{0}}};
   options_.metrics_public = true;
   start();
   EXPECT_THAT(ask(get("/metrics")), StartsWith("HTTP/1.1 200"));
   EXPECT_THAT(ask(get("/v1/models")), StartsWith("HTTP/1.1 401"));
+}
+
+TEST(LineLimit, LeavesOutAndCountsWhatIsTooMuchForASecond) {
+  LineLimit limit(3);
+  const LineLimit::Clock::time_point start{1h};
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(limit.take(start + i * 100ms), 0);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(limit.take(start + 900ms), std::nullopt);
+  EXPECT_EQ(limit.take(start + 1s), 1000);
+  EXPECT_EQ(limit.take(start + 1s), 0);
 }
 
 TEST_F(HttpServerTest, StopFinishesWhatIsOpenAndTakesNothingNew) {

@@ -214,6 +214,19 @@ TEST(Metrics, HasTheNamesThatOthersQuery) {
   }
 }
 
+std::string text_with_tenants() {
+  Metrics metrics("demo", {{"/v1/completions", "POST"}}, fixed_process);
+  ModelFacts facts = fixed_facts();
+  facts.tenant_names = {"alice", "bob"};
+  metrics.set_engine(facts, [] {
+    EngineStats stats = fixed_stats();
+    stats.tenants = {{.requests_running = 1, .requests_waiting = 2, .pages = 3, .prompt_tokens = 4, .cached_tokens = 5, .generated_tokens = 6},
+                     {.refused_full = 7, .refused_too_fast = 8}};
+    return stats;
+  });
+  return add_events(metrics).text();
+}
+
 TEST(Metrics, EveryFamilyIsDescribedAndNamedByTheRules) {
   std::set<std::string> described;
   for (const MetricDescription& metric : metric_descriptions()) {
@@ -223,11 +236,27 @@ TEST(Metrics, EveryFamilyIsDescribedAndNamedByTheRules) {
     EXPECT_EQ(metric.type == "counter", metric.name.ends_with("_total")) << metric.name;
   }
   std::set<std::string> exposed;
-  std::istringstream lines(fixed_text());
+  std::istringstream lines(text_with_tenants());
   for (std::string line; std::getline(lines, line);) {
     if (line.starts_with("# TYPE ")) exposed.insert(line.substr(7, line.find(' ', 7) - 7));
   }
   EXPECT_EQ(exposed, described);
+}
+
+TEST(Metrics, TenantsAreToldApartByTheirNames) {
+  const std::string text = text_with_tenants();
+  for (const char* line : {"headroom_tenant_requests{model_name=\"demo\",tenant=\"alice\",state=\"running\"} 1\n",
+                           "headroom_tenant_requests{model_name=\"demo\",tenant=\"alice\",state=\"waiting\"} 2\n",
+                           "headroom_tenant_kv_pages{model_name=\"demo\",tenant=\"alice\"} 3\n",
+                           "headroom_tenant_tokens_total{model_name=\"demo\",tenant=\"alice\",kind=\"prompt\"} 4\n",
+                           "headroom_tenant_tokens_total{model_name=\"demo\",tenant=\"alice\",kind=\"cached\"} 5\n",
+                           "headroom_tenant_tokens_total{model_name=\"demo\",tenant=\"alice\",kind=\"generated\"} 6\n",
+                           "headroom_tenant_tokens_total{model_name=\"demo\",tenant=\"bob\",kind=\"prompt\"} 0\n",
+                           "headroom_tenant_refused_total{model_name=\"demo\",tenant=\"bob\",reason=\"queue\"} 7\n",
+                           "headroom_tenant_refused_total{model_name=\"demo\",tenant=\"bob\",reason=\"rate\"} 8\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_THAT(fixed_text(), testing::Not(HasSubstr("tenant")));
 }
 
 TEST(Metrics, EventsAndScrapesMeetFromManyThreads) {

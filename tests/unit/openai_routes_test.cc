@@ -425,7 +425,7 @@ TEST(Health, Routes) {
     if (route.is_public) open.insert(route.path);
     EXPECT_EQ(route.generates, route.method == "POST") << route.path;
   }
-  EXPECT_THAT(open, ElementsAre("/livez", "/metrics", "/readyz"));
+  EXPECT_THAT(open, ElementsAre("/livez", "/readyz"));
 }
 
 TEST(Health, WhatTheEngineSays) {

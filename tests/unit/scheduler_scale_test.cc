@@ -33,7 +33,7 @@ double best_seconds(int rounds, const Action& action) {
 
 TEST(SchedulerScale, AStepIsShortAndFlatInTheNumberOfWaiting) {
   SchedulerLoad nobody_waits(1000, 0);
-  SchedulerLoad many_wait(1000, 10000);
+  SchedulerLoad many_wait(1000, 10000, 1000);
   const double alone = best_seconds(300, [&] { nobody_waits.step(); });
   const double crowded = best_seconds(300, [&] { many_wait.step(); });
   RecordProperty("alone_us", std::to_string(alone * 1e6));
