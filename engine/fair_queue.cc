@@ -22,6 +22,7 @@ void FairQueue::push_back(Sequence& sequence) {
   Tenant& tenant = tenants_.at(index_of(sequence.tenant));
   if (tenant.waiting.empty()) {
     tenant.service = std::max(tenant.service, floor_);
+    tenant.first_arrival = sequence.request->arrival;
     tenant.place = waiting_tenants_.size();
     waiting_tenants_.push_back(static_cast<int32_t>(index_of(sequence.tenant)));
   }
@@ -33,7 +34,10 @@ void FairQueue::remove(Sequence& sequence) {
   Tenant& tenant = tenants_[index_of(sequence.tenant)];
   tenant.waiting.remove(sequence);
   --size_;
-  if (!tenant.waiting.empty()) return;
+  if (!tenant.waiting.empty()) {
+    tenant.first_arrival = tenant.waiting.first()->request->arrival;
+    return;
+  }
   const int32_t last = waiting_tenants_.back();
   waiting_tenants_[tenant.place] = last;
   tenants_[static_cast<size_t>(last)].place = tenant.place;
@@ -42,7 +46,7 @@ void FairQueue::remove(Sequence& sequence) {
 
 bool FairQueue::comes_before(const Tenant& a, const Tenant& b) {
   if (a.service != b.service) return a.service < b.service;
-  return a.waiting.first()->request->arrival < b.waiting.first()->request->arrival;
+  return a.first_arrival < b.first_arrival;
 }
 
 }  // namespace headroom

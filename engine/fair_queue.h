@@ -35,7 +35,8 @@ class FairQueue {
     const Tenant* chosen = nullptr;
     for (const int32_t index : waiting_tenants_) {
       const Tenant& tenant = tenants_[static_cast<size_t>(index)];
-      if (may_run(*tenant.waiting.first()) && (chosen == nullptr || comes_before(tenant, *chosen))) chosen = &tenant;
+      // In this order, because whether it may run is seen far away in memory.
+      if ((chosen == nullptr || comes_before(tenant, *chosen)) && may_run(*tenant.waiting.first())) chosen = &tenant;
     }
     return chosen == nullptr ? nullptr : chosen->waiting.first();
   }
@@ -60,9 +61,10 @@ class FairQueue {
  private:
   struct Tenant {
     WaitingList waiting;
-    int64_t service = 0;      // in token prices
-    int64_t token_price = 0;  // the smaller, the larger its weight
-    size_t place = 0;         // in waiting_tenants_
+    int64_t service = 0;        // in token prices
+    int64_t token_price = 0;    // the smaller, the larger its weight
+    int64_t first_arrival = 0;  // of waiting.first()
+    size_t place = 0;           // in waiting_tenants_
   };
   static bool comes_before(const Tenant& a, const Tenant& b);
 
