@@ -97,7 +97,7 @@ def goal_rows(results):
     for shape, kv_heads, batch, context, goal in DECODE_GOALS:
         row = find(decode, shape, kv_heads, context, batch)
         name = f"{shape}, batch {batch}, context {kilo(context)}, tokens/s"
-        rows.append([name, f"≥ {goal:,}", number(row and row["rate"]), number(row["bound"] if row else None) if row else "-"])
+        rows.append([name, f"≥ {goal:,}", number(row and row["rate"]), number(row["bound"]) if row else "-"])
     prefill = best_prefill(results)
     rows.append(["llama-3-8b, prefill of 8K, share of the matrix peak", f"≥ {percent(PREFILL_GOAL)}", percent(prefill), "100 %" if prefill else "-"])
     least = [share_of(row) for row in results.get("attention", []) if row.get("kv_bytes", 0) > LARGE_KV_BYTES]
@@ -155,7 +155,8 @@ def gemm_table(results):
                      percent(r["bytes"] / r["seconds"] / r["copy_bytes_per_second"]),
                      percent(r["flops"] / r["seconds"] / peak) if peak else "-", f"{peer['seconds'] * 1e6:,.1f}" if peer else "-",
                      "-" if not peer else "yes" if peer["same_bits_as_all_rows"] else "no"])
-    return table(["weight", "rows", "µs", "of the copy bandwidth", "of the matrix peak", "torch, µs", "torch: a row's bits independent of the others"], rows)
+    return table(["weight", "rows", "µs", "of the copy bandwidth", "of the matrix peak", "torch, µs",
+                  "torch: a row's bits independent of the others"], rows)
 
 
 def other_peers(results):
@@ -163,7 +164,7 @@ def other_peers(results):
     for r in results.get("peers", []):
         if r.get("peer") == "sdpa":
             rows.append([f"SDPA decode, {r['kv_heads']} KV heads, context {kilo(r['context_tokens'])}, batch {r['batch']}",
-                         f"{r['seconds'] * 1e6:,.0f} µs", percent(r["kv_bytes"] / r["seconds"] / r["copy_bytes_per_second"]) + " of the copy bandwidth"])
+                         f"{r['seconds'] * 1e6:,.0f} µs", f"{percent(share_of(r))} of the copy bandwidth"])
         elif r.get("peer") == "transformers":
             rows.append([f"transformers, {r['shape']}, batch {r['batch']}, context {kilo(r['context_tokens'])}", f"{r['tokens_per_second']:,.0f} tokens/s", ""])
     return table(["peer, same run", "", ""], rows) if rows else ""
@@ -176,12 +177,13 @@ def markdown(results):
         return ("Not measured so far: no device was at hand. `tests/gpu/run` on a machine with one writes what follows.\n\n" + goals + "\n\n" +
                 headline({}) + "\n")
     device = results["device"]
-    parts = [f"{device['name']}, driver {device.get('driver', '?')}, {results['date']}, clocks as found ({device.get('clocks', '?')}); a copy within "
-             f"the device moves {number(results.get('copy_bytes_per_second') and results['copy_bytes_per_second'] / 1e9)} GB/s, torch's matrix "
-             f"product reaches {number(results.get('matrix_flops_per_second') and results['matrix_flops_per_second'] / 1e12)} TFLOP/s, both in the same run.", goals,
-             "llama-3-8b at a context of 8K:", headline(results)]
+    copy, peak = results.get("copy_bytes_per_second"), results.get("matrix_flops_per_second")
+    parts = [f"{device['name']}, driver {device.get('driver', '?')}, {results['date']}, clocks as found ({device.get('clocks', 'not known')}). In the "
+             f"same run: a copy within the device {number(copy and copy / 1e9)} GB/s, torch's matrix product {number(peak and peak / 1e12)} TFLOP/s.",
+             goals, "llama-3-8b at a context of 8K:", headline(results)]
     tests = results.get("tests", {})
-    parts += ["Tests on the device: " + "; ".join(f"{n} {t['passed']} passed, {t['failed']} failed, {t['skipped']} skipped" for n, t in tests.items()) + "."] if tests else []
+    counts = "; ".join(f"{n} {t['passed']} passed, {t['failed']} failed, {t['skipped']} skipped" for n, t in tests.items())
+    parts += [f"Tests on the device: {counts}."] if tests else []
     if results.get("attention"):
         parts += ["Decode attention alone, 32 query heads of 128, bf16: time of a launch, share of the copy bandwidth.", attention_table(results)]
     if results.get("gemm"):

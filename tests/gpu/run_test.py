@@ -52,6 +52,7 @@ def steps_are_judged():
             run.Step("tests", printing("[  PASSED  ] 7 tests."), 20, "tests"),
             run.Step("failing tests", printing("[  PASSED  ] 6 tests.\n 1 FAILED TEST", "raise SystemExit(1)"), 20, "tests"),
             run.Step("skipping tests", printing("[  PASSED  ] 0 tests.\n[  SKIPPED ] 7 tests, listed below:"), 20, "tests"),
+            run.Step("no device", printing("SKIPPED: no device\n[  PASSED  ] 17 tests."), 20, "tests"),
             run.Step("no tests", printing("[==========] 0 tests"), 20, "tests"),
             run.Step("clean", printing("[  PASSED  ] 1 test.\n========= ERROR SUMMARY: 0 errors"), 20, "clean"),
             run.Step("races", printing("[  PASSED  ] 1 test.\n========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"), 20, "clean"),
@@ -65,7 +66,8 @@ def steps_are_judged():
             check(f"{step.name} ends in time", time.monotonic() - start < step.limit_seconds + 5)
         check("outcomes", outcomes == {
             "good lines": "ok", "hangs": "ran past its limit", "fails": "exit status 3", "is not there": "exit status 127",
-            "says nothing": "no figures", "tests": "ok", "failing tests": "exit status 1", "skipping tests": "skipped tests", "no tests": "no test ran",
+            "says nothing": "no figures", "tests": "ok", "failing tests": "exit status 1", "skipping tests": "skipped tests",
+            "no device": "skipped tests", "no tests": "no test ran",
             "clean": "ok", "races": "found errors", "no summary": "no summary", "bench": "ok", "no bench": "no figures"})
         found = json.loads((pathlib.Path(folder) / "nvidia-test-9.json").read_text())
         check("what was measured before a failure counts", [line["a"] for line in found["lines"]] == [1, 2, 3, 4])
