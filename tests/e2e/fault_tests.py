@@ -78,7 +78,7 @@ def tests(binary, model):
         os.close(reader)
 
     def the_wall_clock_does_not_matter():
-        options = ("--kv-memory", "64MiB", "--keep-alive-seconds-max", "2", "--read-seconds-max", "2", "--stalled-seconds-max", "1")
+        options = ("--kv-memory", "64MiB", "--keep-alive-seconds-max", "2", "--read-seconds-max", "2", "--stalled-seconds-max", "5")
         with WallClock(binary) as clock, Server(binary, model, *options) as server:
             server.may_end = True
             long = {"temperature": 0, "max_tokens": 2000, "ignore_eos": True}
