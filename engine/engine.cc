@@ -359,7 +359,7 @@ void Engine::heed_signal(RequestId id) {
   abort(id, FinishReason::stop, {});
 }
 
-Engine::Live* Engine::find(RequestId id) {
+Engine::Live* Engine::find(RequestId id) const {
   const auto it = live_.find(id);
   return it == live_.end() ? nullptr : it->second.get();
 }

@@ -134,7 +134,9 @@ class Engine {
   void score_prompts(const StepPlan& plan);
   void score_row(Live& live, int32_t position, std::span<const float> logits);
   void draw(const StepPlan& plan);
-  Draw draw_choice(const ScheduledSequence& scheduled, int32_t choice, std::span<const float> logits);
+  SamplerContext sampler_context(const ScheduledSequence& scheduled, int32_t choice) const;
+  bool draw_on_device(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows);
+  void draw_on_host(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows);
   void settle(const StepPlan& plan);
   bool settle_choice(Live& live, int32_t choice, Draw& draw);
   void note_progress(Live& live);
@@ -149,7 +151,7 @@ class Engine {
   void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
   void publish_stats(bool stepped);
   void publish_view(int64_t asked);
-  Live* find(RequestId id);
+  Live* find(RequestId id) const;
 
   void publish_tenants();
 

@@ -109,14 +109,7 @@ void Engine::draw(const StepPlan& plan) {
   std::vector<int32_t> rows;
   const auto flush = [&] {
     if (rows.empty()) return;
-    const Matrix logits = runner_->logits(rows);
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const ScheduledSequence& scheduled = plan.sequences[block[r]];
-      const std::span<const float> row(logits.row(static_cast<int64_t>(r)), static_cast<size_t>(vocab_size_));
-      for (int32_t s = 0; s < scheduled.samples; ++s) {
-        draws_[static_cast<size_t>(scheduled.sampled_begin + s)] = draw_choice(scheduled, scheduled.choice + s, row);
-      }
-    }
+    if (!draw_on_device(plan, block, rows)) draw_on_host(plan, block, rows);
     block.clear();
     rows.clear();
   };
@@ -129,18 +122,53 @@ void Engine::draw(const StepPlan& plan) {
   flush();
 }
 
-Engine::Draw Engine::draw_choice(const ScheduledSequence& scheduled, int32_t choice, std::span<const float> logits) {
+SamplerContext Engine::sampler_context(const ScheduledSequence& scheduled, int32_t choice) const {
   const Live& live = *find(scheduled.request);
-  const GenerateRequest& request = live.request;
-  const bool early = live.choices[static_cast<size_t>(choice)].generated < request.generated_tokens_min;
-  Draw draw;
-  draw.token = sampler_.sample(logits, request.sampling,
-                               {.tokens = scheduler_.tokens(scheduled.id),
-                                .prompt_tokens = static_cast<int32_t>(request.prompt.size()),
-                                .choice = choice,
-                                .forbidden = early ? live.forbidden_early : std::span<const TokenId>()});
-  if (draw.token && request.top_logprobs >= 0) draw.logprobs = sampler_.logprobs(logits, *draw.token, request.top_logprobs);
-  return draw;
+  const bool early = live.choices[static_cast<size_t>(choice)].generated < live.request.generated_tokens_min;
+  return {.tokens = scheduler_.tokens(scheduled.id),
+          .prompt_tokens = static_cast<int32_t>(live.request.prompt.size()),
+          .choice = choice,
+          .forbidden = early ? live.forbidden_early : std::span<const TokenId>()};
+}
+
+// The block of sequences, row r of the logits for block[r]. Draws all or, where one of them changes its logits first, none.
+bool Engine::draw_on_device(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows) {
+  if (!runner_->samples()) return false;
+  std::vector<SampleRow> samples;
+  std::vector<size_t> draw_of;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const ScheduledSequence& scheduled = plan.sequences[block[r]];
+    const GenerateRequest& request = find(scheduled.request)->request;
+    for (int32_t s = 0; s < scheduled.samples; ++s) {
+      auto row = Sampler::device_row(request.sampling, sampler_context(scheduled, scheduled.choice + s), request.top_logprobs);
+      if (!row) return false;
+      row->logits_row = static_cast<int32_t>(r);
+      samples.push_back(*row);
+      draw_of.push_back(static_cast<size_t>(scheduled.sampled_begin + s));
+    }
+  }
+  std::vector<SampleResult> results(samples.size());
+  runner_->sample(rows, samples, results);
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (results[i].token < 0) continue;
+    draws_[draw_of[i]].token = results[i].token;
+    if (samples[i].top_logprobs >= 0) draws_[draw_of[i]].logprobs = sampler_.logprobs(results[i]);
+  }
+  return true;
+}
+
+void Engine::draw_on_host(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows) {
+  const Matrix logits = runner_->logits(rows);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const ScheduledSequence& scheduled = plan.sequences[block[r]];
+    const GenerateRequest& request = find(scheduled.request)->request;
+    const std::span<const float> row(logits.row(static_cast<int64_t>(r)), static_cast<size_t>(vocab_size_));
+    for (int32_t s = 0; s < scheduled.samples; ++s) {
+      Draw& draw = draws_[static_cast<size_t>(scheduled.sampled_begin + s)];
+      draw.token = sampler_.sample(row, request.sampling, sampler_context(scheduled, scheduled.choice + s));
+      if (draw.token && request.top_logprobs >= 0) draw.logprobs = sampler_.logprobs(row, *draw.token, request.top_logprobs);
+    }
+  }
 }
 
 // Delivers what was drawn, and says to the scheduler which sequences go on.

@@ -23,6 +23,12 @@ class ModelRunner {
   // Host-readable logits [S, V] of rows of the latest batch, S ≤ logits_rows_max(); valid until the next call of run() or logits().
   virtual Matrix logits(std::span<const int32_t> rows) = 0;
   virtual int32_t logits_rows_max() const = 0;
+  // Where the backend draws: results[i] = what is drawn for samples[i] from the logits of rows[samples[i].logits_row] of the latest
+  // batch, S ≤ logits_rows_max() rows.
+  virtual void sample(std::span<const int32_t> /*rows*/, std::span<const SampleRow> /*samples*/, std::span<SampleResult> /*results*/) {
+    CHECK(false) << "this runner leaves it to the host";
+  }
+  virtual bool samples() const { return false; }
   // Grows while run() gets on, from any thread: a step may take long without being stuck.
   virtual uint64_t progress() const { return 0; }
 };

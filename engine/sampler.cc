@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/philox.h"
 #include "kernels/check.h"
 
 namespace headroom {
@@ -37,21 +36,25 @@ std::optional<TokenId> argmax(std::span<const float> values) {
   return best;
 }
 
-// A standard Gumbel variable for one token: argmax(logit + Gumbel) draws from softmax(logit).
-double gumbel(uint64_t seed, int32_t choice, int64_t position, TokenId token) {
-  const auto bits = philox4x32({static_cast<uint32_t>(token), static_cast<uint32_t>(position),
-                                static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32), static_cast<uint32_t>(choice)},
-                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const double uniform = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32;  // (0, 1), never either end
-  return -std::log(-std::log(uniform));
-}
-// The largest value that gumbel() can give: −log(−log(1 − 2^-33)).
-constexpr double kGumbelMax = 22.88;
-
 }  // namespace
 
 Sampler::Sampler(int32_t vocab_size) : scores_(static_cast<size_t>(vocab_size)), counts_(static_cast<size_t>(vocab_size)) {
   candidates_.reserve(static_cast<size_t>(vocab_size));
+}
+
+std::optional<SampleRow> Sampler::device_row(const SamplingParams& params, const SamplerContext& context, int32_t top_logprobs) {
+  const bool changes_logits = !params.logit_bias.empty() || !context.forbidden.empty() || params.repetition_penalty != 1.0f ||
+                              params.frequency_penalty != 0.0f || params.presence_penalty != 0.0f;
+  if (changes_logits || top_logprobs > kTopLogprobsMax) return std::nullopt;
+  SampleRow row{.choice = context.choice,
+                .position = static_cast<int64_t>(context.tokens.size()),
+                .seed = params.seed,
+                .top_k = params.top_k,
+                .top_p = params.top_p,
+                .top_logprobs = top_logprobs};
+  if (params.temperature >= kGreedyTemperature) row.inverse_temperature = 1.0f / params.temperature;
+  if (params.min_p > 0.0f) row.score_min = std::log(params.min_p);
+  return row;
 }
 
 std::optional<TokenId> Sampler::sample(std::span<const float> logits, const SamplingParams& params, const SamplerContext& context) {
@@ -117,30 +120,33 @@ void Sampler::keep_top_k(int32_t top_k) {
 
 // Keeps the fewest likeliest tokens whose probabilities sum to at least top_p (Holtzman et al., 2020).
 void Sampler::keep_top_p(float top_p) {
-  double total = 0.0;
-  for (const Candidate& c : candidates_) total += std::exp(static_cast<double>(c.logit));
-  // Tokens below this share sum to at most 1 − top_p, so they are never needed; sorting the rest is cheap.
-  const double share = (1.0 - static_cast<double>(top_p)) / static_cast<double>(candidates_.size());
-  const float threshold = static_cast<float>(std::log(share * total));
+  uint64_t total = 0;
+  for (const Candidate& c : candidates_) total += score_weight(c.logit);
+  const uint64_t enough = top_p_weight(total, top_p);
+  // Tokens below this share sum to less than what may be left out, so they are never needed; sorting the rest is cheap.
+  const double share = 0.99 * static_cast<double>(total - enough) / static_cast<double>(candidates_.size());
+  const float threshold = static_cast<float>(std::log(share * 0x1p-44));
   std::erase_if(candidates_, [threshold](const Candidate& c) { return c.logit < std::min(threshold, 0.0f); });
   std::sort(candidates_.begin(), candidates_.end(), Likelier());
-  double sum = 0.0;
+  uint64_t sum = 0;
   size_t kept = 0;
   while (kept < candidates_.size()) {
-    sum += std::exp(static_cast<double>(candidates_[kept++].logit));
-    if (sum >= static_cast<double>(top_p) * total) break;
+    sum += score_weight(candidates_[kept++].logit);
+    if (sum >= enough) break;
   }
   candidates_.resize(kept);
 }
 
-// argmax(logit + Gumbel): needs no sum and no order, so a device can draw the same token in any order.
+// argmax(logit + Gumbel): needs no sum and no order, so a device draws the same token in any order.
 TokenId Sampler::draw(const SamplingParams& params, const SamplerContext& context) const {
   const int64_t position = static_cast<int64_t>(context.tokens.size());
   double best = -std::numeric_limits<double>::infinity();
   TokenId chosen = candidates_.front().token;
   for (const Candidate& c : candidates_) {
-    if (c.logit + kGumbelMax < best) continue;  // cannot win
-    const double value = c.logit + gumbel(params.seed, context.choice, position, c.token);
+    if (c.logit + gumbel_bound(~0u) < best) continue;  // cannot win
+    const uint32_t bits = token_bits(params.seed, context.choice, position, c.token);
+    if (c.logit + gumbel_bound(bits) < best) continue;
+    const double value = c.logit + gumbel(bits);
     if (value > best || (value == best && c.token < chosen)) {
       best = value;
       chosen = c.token;
@@ -151,22 +157,32 @@ TokenId Sampler::draw(const SamplingParams& params, const SamplerContext& contex
 
 Logprobs Sampler::logprobs(std::span<const float> logits, TokenId token, int32_t top) {
   const float largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0.0;
-  for (float logit : logits) sum += std::exp(static_cast<double>(logit - largest));
-  const double log_sum = std::log(sum) + largest;
-  const auto logprob = [&](float logit) { return static_cast<float>(logit - log_sum); };
-
-  Logprobs result;
+  uint64_t weights = 0;
+  for (float logit : logits) weights += score_weight(logit - largest);
   const float own = logits[static_cast<size_t>(token)];
-  result.logprob = logprob(own);
-  result.rank = 1 + static_cast<int32_t>(std::count_if(logits.begin(), logits.end(), [own](float l) { return l > own; }));
+  const auto likelier = std::count_if(logits.begin(), logits.end(), [own](float l) { return l > own; });
+  candidates_.clear();
   if (top > 0) {
-    candidates_.clear();
     for (size_t i = 0; i < logits.size(); ++i) candidates_.push_back({logits[i], static_cast<TokenId>(i)});
     const auto end = candidates_.begin() + std::min<int64_t>(top, static_cast<int64_t>(candidates_.size()));
     std::partial_sort(candidates_.begin(), end, candidates_.end(), Likelier());
-    for (auto it = candidates_.begin(); it != end; ++it) result.top.push_back({it->token, logprob(it->logit)});
+    candidates_.erase(end, candidates_.end());
   }
+  return finished(own, 1 + static_cast<int32_t>(likelier), largest, weights);
+}
+
+Logprobs Sampler::logprobs(const SampleResult& result) {
+  candidates_.clear();
+  for (int32_t i = 0; i < result.top_count; ++i) candidates_.push_back({result.top[i].logit, result.top[i].token});
+  std::sort(candidates_.begin(), candidates_.end(), Likelier());
+  return finished(result.logit, result.rank, result.largest, result.weights);
+}
+
+Logprobs Sampler::finished(float logit, int32_t rank, float largest, uint64_t weights) const {
+  const double log_sum = natural_log(static_cast<double>(weights) * 0x1p-44) + largest;
+  const auto logprob = [&](float value) { return static_cast<float>(value - log_sum); };
+  Logprobs result{.logprob = logprob(logit), .rank = rank, .top = {}};
+  for (const Candidate& c : candidates_) result.top.push_back({c.token, logprob(c.logit)});
   return result;
 }
 

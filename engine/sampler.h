@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "kernels/sampling.h"
 
 namespace headroom {
 
@@ -28,8 +29,14 @@ class Sampler {
   // temperature, min_p, top_k, top_p and the draw.
   std::optional<TokenId> sample(std::span<const float> logits, const SamplingParams& params, const SamplerContext& context);
 
+  // The same choice for a backend that draws by itself, to the token; nullopt where the logits must be changed first. The row of
+  // logits is left to the caller.
+  static std::optional<SampleRow> device_row(const SamplingParams& params, const SamplerContext& context, int32_t top_logprobs);
+
   // Log-probabilities of the raw logits, as vLLM reports them: of `token`, its rank, and the `top` likeliest.
   Logprobs logprobs(std::span<const float> logits, TokenId token, int32_t top);
+  // The same, to the bit, of what a backend drew.
+  Logprobs logprobs(const SampleResult& result);
 
  private:
   void apply_bias_and_penalties(const SamplingParams& params, const SamplerContext& context);
@@ -37,6 +44,9 @@ class Sampler {
   void keep_top_k(int32_t top_k);
   void keep_top_p(float top_p);
   TokenId draw(const SamplingParams& params, const SamplerContext& context) const;
+
+  // candidates_ are the likeliest, in order.
+  Logprobs finished(float logit, int32_t rank, float largest, uint64_t weights) const;
 
   struct Candidate {
     float logit;  // divided by the temperature, relative to the largest

@@ -19,6 +19,10 @@ class TransformerRunner : public ModelRunner {
   void copy_page(PageId from, PageId to) override { cache_->copy_page(from, to); }
   void run(const BatchView& batch) override { transformer_->forward(batch, cache_->layers()); }
   Matrix logits(std::span<const int32_t> rows) override;
+  void sample(std::span<const int32_t> rows, std::span<const SampleRow> samples, std::span<SampleResult> results) override {
+    backend_->sample(results, transformer_->logits(rows), samples);
+  }
+  bool samples() const override { return backend_->samples(); }
   int32_t logits_rows_max() const override { return logits_rows_max_; }
   uint64_t progress() const override { return transformer_->layers_run(); }
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/sampling.h"
 #include "kernels/tensor.h"
 
 namespace headroom {
@@ -168,6 +169,12 @@ class Backend {
   virtual void silu_mul(Matrix out, Matrix gate_up) = 0;
   // out[i, :] = x[rows[i], :]                  [S, D]
   virtual void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) = 0;
+  // results[i] = what is drawn for rows[i] from its row of logits [S, V]: sampling.h. Both in host memory. Only where samples():
+  // else the host draws, with the same result.
+  virtual void sample(std::span<SampleResult> /*results*/, Matrix /*logits*/, std::span<const SampleRow> /*rows*/) {
+    CHECK(false) << "this backend leaves it to the host";
+  }
+  virtual bool samples() const { return false; }
 };
 
 struct CpuBackendOptions {

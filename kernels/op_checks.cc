@@ -165,4 +165,19 @@ void check_gather_rows(const Matrix& out, const Matrix& x, std::span<const int32
   for (const int32_t row : rows) CHECK(row >= 0 && row < x.rows) << "row " << row << " of " << x.rows;
 }
 
+void check_sample(std::span<const SampleResult> results, const Matrix& logits, std::span<const SampleRow> rows) {
+  Size S{"S"}, V{"V"};
+  check_shape(logits, S, V, "logits");
+  CHECK_EQ(results.size(), rows.size());
+  CHECK_GE(V.value, 1);
+  for (const SampleRow& row : rows) {
+    CHECK(row.logits_row >= 0 && row.logits_row < logits.rows) << "row " << row.logits_row << " of " << logits.rows;
+    CHECK_GE(row.inverse_temperature, 0.0f);
+    CHECK_GE(row.top_k, 0);
+    CHECK_GT(row.top_p, 0.0f);
+    CHECK_LE(row.score_min, 0.0f) << "the likeliest token is always kept";
+    CHECK_LE(row.top_logprobs, kTopLogprobsMax);
+  }
+}
+
 }  // namespace headroom

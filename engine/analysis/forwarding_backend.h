@@ -56,6 +56,10 @@ class ForwardingBackend : public Backend {
   }
   void silu_mul(Matrix out, Matrix gate_up) override { inner_.silu_mul(out, gate_up); }
   void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) override { inner_.gather_rows(out, x, rows); }
+  void sample(std::span<SampleResult> results, Matrix logits, std::span<const SampleRow> rows) override {
+    inner_.sample(results, logits, rows);
+  }
+  bool samples() const override { return inner_.samples(); }
 
  protected:
   Backend& inner_;

@@ -84,6 +84,7 @@ class CudaBackend final : public Backend {
     gemm_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_arrivals), stream_);
     attention_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_partials), stream_);
     attention_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_arrivals), stream_);
+    samples_.reserve<std::byte>(static_cast<int64_t>(sizes.samples), stream_);
     staging_.reserve(sizes.staging);
     recordings_.clear();
     decode_.emplace(sizes.decode);
@@ -269,6 +270,19 @@ class CudaBackend final : public Backend {
     check_gather_rows(out, x, rows);
     cuda::gather_rows({.out = rows_of(out), .packed = pack_with(out), .x = rows_of(x), .rows = on_device(rows)}, stream_);
   }
+  bool samples() const override { return true; }
+  void sample(std::span<SampleResult> results, Matrix logits, std::span<const SampleRow> rows) override {
+    check_sample(results, logits, rows);
+    auto* drawn = samples_.reserve<SampleResult>(static_cast<int64_t>(rows.size()), stream_);
+    cuda::sample({.logits = logits.data,
+                  .stride = logits.stride,
+                  .vocab = static_cast<int32_t>(logits.cols),
+                  .count = static_cast<int32_t>(rows.size()),
+                  .rows = staging_.put(rows, stream_),
+                  .results = drawn},
+                 stream_);
+    copy_out(results.data(), reinterpret_cast<const std::byte*>(drawn), results.size_bytes());
+  }
 
  private:
   // The attention calls of a step that are cut alike: all layers of most models.
@@ -427,7 +441,7 @@ class CudaBackend final : public Backend {
   std::map<int32_t, cuda::Recording> recordings_;                                  // by the rows of a bucket
   std::vector<Constant> constants_;
 
-  cuda::Workspace packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_;
+  cuda::Workspace packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_, samples_;
   DType weight_type_ = DType::kBF16;
   uint16_t* packed_x_ = nullptr;
   Matrix packed_source_;

@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/work_list.h"
 #include "kernels/dtype.h"
+#include "kernels/sampling.h"
 
 namespace headroom::cuda {
 
@@ -134,6 +135,16 @@ struct GatherRowsArgs {
   const int32_t* rows;  // of x; null: all in order
 };
 void gather_rows(const GatherRowsArgs& args, cudaStream_t stream);
+
+struct SampleArgs {
+  const float* logits;  // rows of `vocab`, `stride` apart
+  int64_t stride;
+  int32_t vocab;
+  int32_t count;
+  const SampleRow* rows;  // [count]
+  SampleResult* results;  // [count]
+};
+void sample(const SampleArgs& args, cudaStream_t stream);
 
 struct GemmArgs {
   Rows out;                 // [T, N]

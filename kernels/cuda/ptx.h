@@ -35,6 +35,7 @@ HEADROOM_DEVICE void warp_sync() { __syncwarp(); }
 // What this thread wrote before is seen by whoever sees what it writes after.
 HEADROOM_DEVICE void device_fence() { __threadfence(); }
 HEADROOM_DEVICE int atomic_add(int32_t* to, int value) { return atomicAdd(to, value); }
+HEADROOM_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) { return atomicAdd(to, value); }
 
 // ---- Shared memory: all of it is dynamic, 128-byte aligned.
 HEADROOM_DEVICE unsigned char* shared_memory() {
@@ -105,6 +106,9 @@ HEADROOM_DEVICE void ldmatrix_x4_transposed(uint32_t (&to)[4], SharedAddress row
 }
 
 HEADROOM_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
+HEADROOM_DEVICE uint64_t shuffle_xor(uint64_t value, int lanes) {
+  return __shfl_xor_sync(0xFFFFFFFFu, static_cast<unsigned long long>(value), lanes);
+}
 
 // ---- Arithmetic. 2^x, 2 ulp off; 1 at 0, 0 at -inf, NaN stays.
 HEADROOM_DEVICE float exp2_fast(float x) {

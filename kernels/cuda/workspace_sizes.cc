@@ -40,8 +40,10 @@ WorkspaceSizes workspace_sizes(const StepLimits& limits, int32_t multiprocessors
   const int64_t page_entries = int64_t{limits.sequences} * limits.sequence_pages;
   const int64_t staged = int64_t{limits.rows} * static_cast<int64_t>(3 * sizeof(int32_t) + sizeof(AttentionTile) + sizeof(AttentionUnit)) +
                          cut_units * static_cast<int64_t>(sizeof(AttentionUnit)) +
-                         (page_entries + limits.logits_rows) * static_cast<int64_t>(sizeof(int32_t)) + kStagingSlackBytes;
+                         (page_entries + limits.logits_rows) * static_cast<int64_t>(sizeof(int32_t)) +
+                         int64_t{limits.sequences} * static_cast<int64_t>(sizeof(SampleRow)) + kStagingSlackBytes;
   sizes.staging = static_cast<size_t>(staged);
+  sizes.samples = static_cast<size_t>(limits.sequences) * sizeof(SampleResult);
 
   int32_t bucket = decode_bucket(std::min(limits.sequences, kDecodeRowsMax));
   if (bucket > limits.rows) bucket = limits.rows;

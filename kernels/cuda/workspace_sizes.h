@@ -16,11 +16,13 @@ struct WorkspaceSizes {
   size_t packed = 0;  // activations as gemm reads them
   size_t gemm_partials = 0, gemm_arrivals = 0;
   size_t attention_partials = 0, attention_arrivals = 0;
+  size_t samples = 0;  // what was drawn
   size_t staging = 0;  // the arrays of a step that is not replayed
   DecodeStepLimits decode;
 
   size_t total() const {
-    return packed + gemm_partials + gemm_arrivals + attention_partials + attention_arrivals + staging + DecodeStep::device_bytes(decode);
+    return packed + gemm_partials + gemm_arrivals + attention_partials + attention_arrivals + samples + staging +
+           DecodeStep::device_bytes(decode);
   }
 };
 

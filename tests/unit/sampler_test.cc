@@ -8,7 +8,7 @@
 #include <numeric>
 #include <random>
 
-#include "engine/philox.h"
+#include "kernels/philox.h"
 
 namespace headroom {
 namespace {
@@ -23,6 +23,24 @@ TEST(Philox, KnownAnswers) {
   EXPECT_THAT(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}), ElementsAre(0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu));
   EXPECT_THAT(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
               ElementsAre(0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u));
+}
+
+// The functions that the host and a device share, against the C library.
+TEST(SamplingArithmetic, AgreesWithTheLibrary) {
+  for (int i = 0; i <= 200000; ++i) {
+    const float score = -static_cast<float>(i) * 2e-4f;
+    const double expected = std::exp(static_cast<double>(score));
+    ASSERT_NEAR(static_cast<double>(score_weight(score)) * 0x1p-44, expected, 0x1p-44 + 3e-10 * expected) << score;
+  }
+  EXPECT_EQ(score_weight(0.0f), uint64_t{1} << 44);
+  EXPECT_EQ(score_weight(-kInfinity), 0u);
+  for (double x = 1e-10; x < 1e10; x *= 1.0007) ASSERT_NEAR(natural_log(x), std::log(x), 4e-16 * (1.0 + std::abs(std::log(x)))) << x;
+  std::mt19937 random(1);
+  for (int i = 0; i < 100000; ++i) {
+    const uint32_t bits = i == 0 ? 0u : i == 1 ? ~0u : static_cast<uint32_t>(random()) | (~0u << random() % 32) * (random() % 2);
+    ASSERT_NEAR(gumbel(bits), -std::log(-std::log((bits + 0.5) * 0x1p-32)), 1e-14) << bits;
+    ASSERT_LE(gumbel(bits), gumbel_bound(bits)) << bits;
+  }
 }
 
 std::vector<float> random_logits(size_t vocab, uint64_t seed, float spread = 3.0f) {

@@ -51,8 +51,9 @@ inline void warp_sync() {
   cuda_on_cpu::warp_meet("warp_sync", &nothing, sizeof(nothing), &nothing, sizeof(nothing), [](const void*, void*) {});
 }
 inline void device_fence() {}
-inline int atomic_add(int32_t* to, int value) {
-  const int before = *to;
+template <class T>
+T atomic_add(T* to, T value) {
+  const T before = *to;
   *to += value;
   return before;
 }
@@ -104,7 +105,6 @@ struct MmaIn {
   uint32_t a[4];
   uint32_t b[2];
   float c[4];
-  DType type;
 };
 struct MmaOut {
   float c[4];
@@ -113,7 +113,8 @@ struct MmaOut {
 //   A, a0..a7: row = groupID for i in {0,1,4,5}, groupID + 8 otherwise; col = threadID · 2 + (i & 1), + 8 for i >= 4.
 //   B, b0..b3: row = threadID · 2 + (i & 1), + 8 for i >= 2; col = groupID.
 //   C, c0..c3: row = groupID for i < 2, groupID + 8 otherwise; col = threadID · 2 + (i & 1).
-inline void combine_mma(const void* in, void* out) {
+template <DType kType>
+void combine_mma(const void* in, void* out) {
   const auto* slots = static_cast<const unsigned char*>(in);
   float a[16][16], b[16][8], sums[16][8];
   for (int lane = 0; lane < cuda_on_cpu::kLanes; ++lane) {
@@ -123,11 +124,11 @@ inline void combine_mma(const void* in, void* out) {
     for (int i = 0; i < 8; ++i) {
       const int row = i == 0 || i == 1 || i == 4 || i == 5 ? group : group + 8;
       const int col = thread * 2 + (i & 1) + (i >= 4 ? 8 : 0);
-      a[row][col] = half_of(mine.type, mine.a[i / 2], i & 1);
+      a[row][col] = half_of(kType, mine.a[i / 2], i & 1);
     }
     for (int i = 0; i < 4; ++i) {
       const int row = thread * 2 + (i & 1) + (i >= 2 ? 8 : 0);
-      b[row][group] = half_of(mine.type, mine.b[i / 2], i & 1);
+      b[row][group] = half_of(kType, mine.b[i / 2], i & 1);
     }
     for (int i = 0; i < 4; ++i) sums[i < 2 ? group : group + 8][thread * 2 + (i & 1)] = mine.c[i];
   }
@@ -146,9 +147,9 @@ inline void combine_mma(const void* in, void* out) {
 }
 template <DType kType>
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  MmaIn in{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}, kType};
+  MmaIn in{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
   MmaOut out;
-  cuda_on_cpu::warp_meet(kType == DType::kBF16 ? "mma bf16" : "mma fp16", &in, sizeof(in), &out, sizeof(out), combine_mma);
+  cuda_on_cpu::warp_meet(kType == DType::kBF16 ? "mma bf16" : "mma fp16", &in, sizeof(in), &out, sizeof(out), combine_mma<kType>);
   std::memcpy(c, out.c, sizeof(out.c));
 }
 
@@ -187,19 +188,21 @@ inline void ldmatrix_x4_transposed(uint32_t (&to)[4], SharedAddress row) {
   std::memcpy(to, out.words, sizeof(to));
 }
 
+template <class T>
 struct ShuffleIn {
-  float value;
+  T value;
   int lanes;
 };
-inline float shuffle_xor(float value, int lanes) {
-  const ShuffleIn in{value, lanes};
-  float out;
+template <class T>
+T shuffle_xor(T value, int lanes) {
+  const ShuffleIn<T> in{value, lanes};
+  T out;
   cuda_on_cpu::warp_meet("shuffle_xor", &in, sizeof(in), &out, sizeof(out), [](const void* slots, void* results) {
     for (int lane = 0; lane < cuda_on_cpu::kLanes; ++lane) {
-      ShuffleIn mine, other;
+      ShuffleIn<T> mine, other;
       std::memcpy(&mine, static_cast<const unsigned char*>(slots) + lane * 64, sizeof(mine));
       std::memcpy(&other, static_cast<const unsigned char*>(slots) + (lane ^ mine.lanes) * 64, sizeof(other));
-      std::memcpy(static_cast<unsigned char*>(results) + lane * 64, &other.value, sizeof(float));
+      std::memcpy(static_cast<unsigned char*>(results) + lane * 64, &other.value, sizeof(T));
     }
   });
   return out;
