@@ -3,11 +3,11 @@
 import json
 import os
 import socket
-import tempfile
 import time
 
 from browser import Browser
 from harness import ROOT, Server, in_threads, open_socket, raw_request
+from tenant_tests import key_file
 
 POOL_OF_10000_PAGES = str(10000 * 12288)  # of the demo model with 2 KV heads: 3 layers, K and V, head_dim 32, bf16, 16 tokens
 
@@ -203,10 +203,8 @@ def tests(binary, output):
             in_threads(3, lambda index: servers[index].__exit__(None, None, None))
 
     def api_keys():
-        with tempfile.NamedTemporaryFile("w", suffix=".keys") as keys:
-            keys.write("secret-1\n")
-            keys.flush()
-            with serve("--api-keys-file", keys.name) as server, Browser() as browser:
+        with key_file(alice="secret-1") as keys:
+            with serve("--api-keys-file", keys) as server, Browser() as browser:
                 assert server.request("GET", "/v1/live")[0] == 401 and server.request("GET", "/v1/live/peers")[0] == 401
                 assert server.request("GET", "/")[0] == 200, "the page itself holds nothing"
                 browser.open(server.base_url + "/")
