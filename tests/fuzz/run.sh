@@ -29,13 +29,15 @@ bytes_max() {
   esac
 }
 
+findings_in() { find "$1" -type f ! -name 'slow-unit-*' | wc -l; }
+
 mkdir -p build/fuzz/logs
 table=$(printf '%-16s %12s %8s %8s %9s' target executions seconds per-sec findings)
 status=0
 for target in "$@"; do
   found=build/fuzz/found/$target log=build/fuzz/logs/$target
-  rm -rf "$found"
   mkdir -p "build/fuzz/corpus/$target" "$found"
+  before=$(findings_in "$found")
   words=tests/fuzz/dictionaries/$target
   [ -f "$words" ] && words=-dict=$words || words=
   echo "==> $target" >&2
@@ -46,9 +48,8 @@ for target in "$@"; do
     "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || { status=1; tail -40 "$log" >&2; }
   taken=$(($(date +%s) - begin))
   executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-  findings=$(find "$found" -type f ! -name 'slow-unit-*' | wc -l)
   table=$(printf '%s\n%-16s %12s %8s %8s %9s' "$table" "$target" "${executions:-?}" "$taken" \
-    "$((${executions:-0} / (taken > 0 ? taken : 1)))" "$findings")
+    "$((${executions:-0} / (taken > 0 ? taken : 1)))" "$(($(findings_in "$found") - before))")
 done
 printf '%s\n' "$table"
 exit "$status"
