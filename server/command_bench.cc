@@ -211,7 +211,7 @@ class Bench {
       const auto start = Clock::now();
       for (int32_t t = 0; t < options_.steps; ++t) {
         runner_->run(sequences.view(batch, depth + t, 1, random_, config_.vocab_size));
-        runner_->logits(sequences.last_rows());
+        draw(sequences.last_rows(), depth + t);
       }
       if (i > 0) row.step_seconds.push_back(seconds_since(start) / options_.steps);
     }
@@ -293,6 +293,20 @@ class Bench {
       runner_->run(sequences.view(1, begin, std::min(options_.chunk_tokens, tokens - begin), random_, config_.vocab_size));
     }
     runner_->logits(sequences.last_rows());
+  }
+
+  // As the engine ends a step: the backend draws a token for each row, or hands the logits to the host.
+  void draw(const std::vector<int32_t>& rows, int64_t position) {
+    if (!runner_->samples()) {
+      runner_->logits(rows);
+      return;
+    }
+    std::vector<SampleRow> samples(rows.size());
+    std::vector<SampleResult> results(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      samples[i] = {.logits_row = static_cast<int32_t>(i), .position = position, .seed = i, .inverse_temperature = 1.0f};
+    }
+    runner_->sample(rows, samples, results);
   }
 
   double head_parameters() const { return static_cast<double>(config_.vocab_size) * config_.model_dim; }
