@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -143,6 +144,21 @@ TEST(Gguf, RefusesBrokenTensors) {
   EXPECT_THAT(error_after([](Parts& p) { p.tensors[1].offset = ~0ull - 31; }), HasSubstr("overflows 64 bits"));
   EXPECT_THAT(error_after([](Parts& p) { p.tensors[1].name = "m"; }), HasSubstr("tensor \"m\" twice"));
   EXPECT_THAT(error_after([](Parts& p) { p.data += std::string(40, 'z'); }), HasSubstr("the file holds 106 bytes of data"));
+}
+
+// SentencePiece's merges are made from scores and pieces: an order needs numbers, and the work is the square of a piece's length.
+TEST(GgufVocabulary, RefusesScoresWithoutOrderAndPiecesWithoutEnd) {
+  const auto error_with = [](double score, size_t bytes) {
+    const nlohmann::json metadata = {{"tokenizer.ggml.model", "llama"},
+                                     {"tokenizer.ggml.tokens", {"<unk>", "a", "b", std::string(bytes, 'a')}},
+                                     {"tokenizer.ggml.scores", {0.0, -1.0, score, -3.0}},
+                                     {"tokenizer.ggml.token_type", {2, 1, 1, 1}},
+                                     {"tokenizer.ggml.add_bos_token", false}};
+    return error_of([&] { read_gguf_vocabulary(metadata, "x.gguf"); });
+  };
+  EXPECT_EQ(error_with(-2, 256), "");
+  EXPECT_THAT(error_with(-2, 257), HasSubstr("x.gguf: tokenizer.ggml.tokens has one of over 256 bytes"));
+  for (const double score : {std::nan(""), HUGE_VAL}) EXPECT_THAT(error_with(score, 2), HasSubstr("finite"));
 }
 
 // ---- Sweeps over a whole model: whatever happens, it is refused by an exception or has tensors that can be read.
