@@ -129,11 +129,11 @@ TEST(CudaAttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
 }
 
 TEST(CudaAttentionBits, GridAndCutChangeNothing) {
-  // 1 block: all tiles are whole; 132: all are cut.
+  // 1 block: the tiles of the first chunk are enough to stay whole, three splits each; 132: all are cut.
   const Sequence sequence({4, 2, 64, DType::kF16, 0}, 1100, 24);
-  const std::vector<int32_t> cuts{0, 1060, 1098, 1099, 1100};
-  const auto one = bits_of(*backend_with(1), sequence, 32, cuts, 1, 1060);
-  for (const int32_t blocks : {7, 132, 264}) EXPECT_EQ(bits_of(*backend_with(blocks), sequence, 32, cuts, 1, 1060), one) << blocks;
+  const std::vector<int32_t> cuts{0, 1036, 1098, 1099, 1100};
+  const auto one = bits_of(*backend_with(1), sequence, 32, cuts, 1, 1036);
+  for (const int32_t blocks : {7, 132, 264}) EXPECT_EQ(bits_of(*backend_with(blocks), sequence, 32, cuts, 1, 1036), one) << blocks;
 }
 
 TEST(CudaAttentionBits, OrderOfThreadsAndBlocksChangesNothing) {
