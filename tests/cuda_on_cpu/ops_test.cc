@@ -135,17 +135,18 @@ TEST(CudaGemm, ReadsAndWritesStridedRowsAndNothingElse) {
 // The op that makes a gemm's input packs it as well. Whoever writes that matrix by another way makes the packed form stale.
 TEST(CudaGemm, NeverReadsAStalePackedInput) {
   const auto backend = backend_with();
-  const Problem problem(3, 32, 64, DType::kBF16, false);
+  const Problem problem(3, 32, 72, DType::kBF16, false), wider(3, 32, 128, DType::kBF16, false);
+  run(*backend, *wider.load(*backend), wider.x, 3, {});  // leaves numbers where 72 columns are filled up to 128
   const auto weight = problem.load(*backend);
-  const BackendFloats x(*backend, problem.x), ones(*backend, std::vector<float>(64, 1.0f)), h(*backend, problem.x);
+  const BackendFloats x(*backend, problem.x), ones(*backend, std::vector<float>(72, 1.0f)), h(*backend, problem.x);
   const BackendFloats out(*backend, std::vector<float>(96));
-  backend->rmsnorm(h.matrix(3, 64), x.matrix(3, 64), ones.vector(), 1e-6f);
-  backend->gemm(out.matrix(3, 32), h.matrix(3, 64), *weight, {});
+  backend->rmsnorm(h.matrix(3, 72), x.matrix(3, 72), ones.vector(), 1e-6f);
+  backend->gemm(out.matrix(3, 32), h.matrix(3, 72), *weight, {});
   const std::vector<float> normed = out.read();
   EXPECT_EQ(normed, run(*backend, *weight, h.read(), 3, {})) << "packed by the norm or by gemm: the same";
-  backend->rmsnorm(h.matrix(3, 64), x.matrix(3, 64), ones.vector(), 1e-6f);
+  backend->rmsnorm(h.matrix(3, 72), x.matrix(3, 72), ones.vector(), 1e-6f);
   backend->copy_in(reinterpret_cast<std::byte*>(h.data()), problem.x.data(), problem.x.size() * 4);
-  backend->gemm(out.matrix(3, 32), h.matrix(3, 64), *weight, {});
+  backend->gemm(out.matrix(3, 32), h.matrix(3, 72), *weight, {});
   EXPECT_EQ(out.read(), run(*backend, *weight, problem.x, 3, {}));
   EXPECT_NE(out.read(), normed);
 }
@@ -249,7 +250,8 @@ TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
   const BatchView batch{4, tokens, positions, first_row, tables, begin};
   const int64_t cols = int64_t{heads + 2 * kv_heads} * c.head_dim;
   const std::vector<float> input = reference::random_floats(static_cast<size_t>(4 * cols), 11);
-  const std::vector<float> norm = reference::random_floats(static_cast<size_t>(c.head_dim), 12);
+  const std::vector<float> norm = reference::random_floats(static_cast<size_t>(c.head_dim), 12),
+                           other_norm = reference::random_floats(static_cast<size_t>(c.head_dim), 13);
   std::vector<float> inv_freq;
   for (int32_t i = 0; i < c.rotary_dim / 2; ++i) inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(c.rotary_dim)));
   for (const DType type : {DType::kBF16, DType::kF16, DType::kI8}) {
@@ -259,7 +261,7 @@ TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
     std::vector<std::vector<std::byte>> pools;
     for (const bool is_cuda : {false, true}) {
       const auto backend = is_cuda ? backend_with() : make_cpu_backend({.threads = 1});
-      const BackendFloats qkv(*backend, input), weight(*backend, norm);
+      const BackendFloats qkv(*backend, input), weight(*backend, norm), other_weight(*backend, other_norm);
       const BackendFloats rope(*backend, std::vector<float>(static_cast<size_t>(4 * c.rotary_dim)));
       const auto pool = backend->allocate(page_bytes * pages);
       const std::vector<std::byte> blank(page_bytes * pages, std::byte{0xFF});
@@ -267,7 +269,7 @@ TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
       backend->begin_step(batch);
       RopeKvParams params{heads, kv_heads, c.head_dim, rope.matrix(4, c.rotary_dim), {}, {}, 1e-6f};
       if (c.rotary_dim > 0) backend->rope_table(params.rope_table, positions, inv_freq, 1.1f);
-      if (c.norms) params.q_norm = params.k_norm = weight.vector();
+      if (c.norms) params.q_norm = weight.vector(), params.k_norm = other_weight.vector();
       backend->rope_kv_write(qkv.matrix(4, cols), {pool->data(), page_bytes, type, kv_heads, page_tokens, c.head_dim}, batch, params);
       results.push_back(qkv.read());
       pools.emplace_back(page_bytes * pages);
