@@ -136,7 +136,8 @@ TEST(CudaGemm, ReadsAndWritesStridedRowsAndNothingElse) {
 TEST(CudaGemm, NeverReadsAStalePackedInput) {
   const auto backend = backend_with();
   const Problem problem(3, 32, 72, DType::kBF16, false), wider(3, 32, 128, DType::kBF16, false);
-  run(*backend, *wider.load(*backend), wider.x, 3, {});  // leaves numbers where 72 columns are filled up to 128
+  const std::vector<float> nans(wider.x.size(), std::numeric_limits<float>::quiet_NaN());
+  run(*backend, *wider.load(*backend), nans, 3, {});  // leaves NaN where 72 columns are filled up to 128
   const auto weight = problem.load(*backend);
   const BackendFloats x(*backend, problem.x), ones(*backend, std::vector<float>(72, 1.0f)), h(*backend, problem.x);
   const BackendFloats out(*backend, std::vector<float>(96));
