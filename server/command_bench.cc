@@ -33,6 +33,7 @@ struct BenchOptions {
   std::string weight_type;              // empty: as stored; bf16 where they are random
   std::string kv_type = "bf16";
   std::string device = "auto";
+  std::string activations = "auto";
   bool cuda_graphs = true;
   int threads = 0;
   int32_t kv_heads = 0;                 // of a shape; 0: its own
@@ -283,7 +284,8 @@ class Bench {
       types = loaded_weight_types(*opened_.tensors, config_, WeightTypes::of(weight_type));
     }
     ChosenBackend chosen = choose_backend(
-        {.device = options_.device, .threads = options_.threads, .cuda_graphs = options_.cuda_graphs, .weights = types, .kv = shape_.dtype, .head_dim = config_.head_dim});
+        {.device = options_.device, .threads = options_.threads, .activations = options_.activations, .cuda_graphs = options_.cuda_graphs,
+         .weights = types, .kv = shape_.dtype, .head_dim = config_.head_dim});
     if (!chosen.reason.empty()) std::fprintf(stderr, "not CUDA: %s\n", chosen.reason.c_str());
     return std::move(chosen.backend);
   }
@@ -402,6 +404,7 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--weights", options.weight_type, "what matrices are kept as: fp32, bf16, fp16, int8, int4 [as stored; bf16 where they are random]");
   app.add_option("--kv", options.kv_type, "element type of the KV cache")->capture_default_str();
   app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
+  app.add_option("--activations", options.activations, "what a CPU rounds the inputs of matrix products to")->check(CLI::IsMember(activation_names()))->capture_default_str();
   app.add_option("--cuda-graphs", options.cuda_graphs, "decode steps on a device are recorded once and replayed")->capture_default_str();
   app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
   app.add_option("--kv-heads", options.kv_heads, "of a shape: another number of KV heads; 0: its own")

@@ -283,6 +283,7 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const Backe
   const WeightTypes weight_types = WeightTypes::of(options.weights);
   ChosenBackend chosen = choose({.device = options.device,
                                  .threads = options.threads,
+                                 .activations = options.activations,
                                  .cuda_graphs = options.cuda_graphs,
                                  .weights = loaded_weight_types(*opened.tensors, config, weight_types),
                                  .kv = options.kv.value_or(config.dtype),
@@ -311,8 +312,8 @@ std::shared_ptr<LoadedModel> load_model(const ServeOptions& options, const Backe
                              AttentionProbe::Options{.served_context_tokens = plan.rope_context_tokens,
                                                      .kv_dtype = plan.shape.dtype,
                                                      .page_tokens = options.page_tokens,
-                                                     .make_backend = [choose, device = chosen.device, kv = plan.shape.dtype] {
-                                                       return choose({.device = device, .threads = 1, .kv = kv}).backend;
+                                                     .make_backend = [choose, device = chosen.device, activations = options.activations, kv = plan.shape.dtype] {
+                                                       return choose({.device = device, .threads = 1, .activations = activations, .kv = kv}).backend;
                                                      }});
   }
   phases.end("engine");

@@ -28,6 +28,7 @@ struct ServeOptions {
   std::optional<DType> weights;                 // what matrices are kept as; unset: as stored
   std::vector<std::string> served_model_names;  // what clients call it; empty: the directory's name
   std::string device = "auto";                  // auto, cpu, cuda
+  std::string activations = "auto";             // auto, fp32, bf16
   bool cuda_graphs = true;                      // decode steps on a device are recorded once and replayed
   int32_t threads = 0;                          // of the CPU backend; 0: one per physical core
 

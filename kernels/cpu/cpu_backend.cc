@@ -14,12 +14,15 @@ namespace {
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuBackendOptions& options)
-      : pool_(options.threads > 0 ? options.threads : usable_physical_cores()) {}
+      : pool_(options.threads > 0 ? options.threads : usable_physical_cores()),
+        in_pairs_(options.bf16_activations) {
+    CHECK(!in_pairs_ || cpu_multiplies_bf16());
+  }
 
   std::string description() const override {
     const int threads = pool_.threads();
     return std::string("cpu: ") + cpu::simd_target_name() + ", " + std::to_string(threads) +
-           (threads == 1 ? " thread" : " threads");
+           (threads == 1 ? " thread" : " threads") + (in_pairs_ ? ", bf16 activations" : "");
   }
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<CpuMemory>(bytes); }
@@ -36,7 +39,7 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
     check_load_weight(parts);
-    return std::make_unique<PackedWeight>(parts, pool_);
+    return std::make_unique<PackedWeight>(parts, pool_, in_pairs_);
   }
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
     check_embedding(out, table, tokens);
@@ -52,7 +55,9 @@ class CpuBackend final : public Backend {
   }
   void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) override {
     check_gemm(out, x, weight, bias);
-    cpu::gemm(pool_, gemm_scratch_, out, x, packed(weight), bias);
+    if (x.rows == 0) return;
+    const PackedWeight& w = packed(weight);
+    (w.in_pairs() ? cpu::gemm_bf16 : cpu::gemm)(pool_, gemm_scratch_, out, x, w, bias);
   }
   void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq,
                   float factor) override {
@@ -82,11 +87,14 @@ class CpuBackend final : public Backend {
   static const PackedWeight& packed(const Weight& weight) { return static_cast<const PackedWeight&>(weight); }
 
   ThreadPool pool_;
+  const bool in_pairs_;  // weights, where their type allows
   cpu::Scratch gemm_scratch_;
   cpu::AttentionScratch attention_scratch_;
 };
 
 }  // namespace
+
+bool cpu_multiplies_bf16() { return cpu::multiplies_bf16_pairs(); }
 
 std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
   return std::make_unique<CpuBackend>(options);

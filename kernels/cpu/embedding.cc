@@ -6,22 +6,24 @@ namespace {
 
 template <class T, class ToF32>
 void copy_row(float* out, const PackedWeight& table, int32_t token, const ToF32& to_f32) {
-  const T* lane = reinterpret_cast<const T*>(table.panel(token / kPanelRows)) + token % kPanelRows;
-  for (int64_t k = 0; k < table.cols(); ++k) out[k] = to_f32(lane[k * kPanelRows]);
+  const int64_t together = table.in_pairs() ? 2 : 1;
+  const T* lane = reinterpret_cast<const T*>(table.panel(token / kPanelRows)) + token % kPanelRows * together;
+  for (int64_t k = 0; k < table.cols(); ++k) out[k] = to_f32(lane[k / together * together * kPanelRows + k % together]);
 }
 
 void copy_quantized_row(float* out, const PackedWeight& table, int32_t token) {
-  const int64_t row = token % kPanelRows;
+  const int64_t row = token % kPanelRows, together = table.in_pairs() ? 2 : 1;
   const std::byte* group = table.panel(token / kPanelRows);
   for (int64_t k = 0; k < table.cols(); ++k) {
     if (k > 0 && k % kQuantGroup == 0) group += panel_group_bytes(table.dtype());
     const float scale = f16_to_f32(reinterpret_cast<const uint16_t*>(group)[row]);
     const auto* elements = reinterpret_cast<const int8_t*>(group + kPanelScaleBytes);
+    const int64_t in_group = k % kQuantGroup, step = in_group / together * together;
     if (table.dtype() == DType::kI8) {
-      out[k] = scale * elements[k % kQuantGroup * kPanelRows + row];
+      out[k] = scale * elements[step * kPanelRows + row * together + in_group % together];
       continue;
     }
-    const int8_t byte = elements[k % kQuantGroup * kPanelRows / 2 + row % 16];
+    const int8_t byte = elements[step * kPanelRows / 2 + row % 16 * together + in_group % together];
     out[k] = scale * static_cast<float>(row < 16 ? static_cast<int8_t>(byte << 4) >> 4 : byte >> 4);
   }
 }

@@ -40,6 +40,9 @@ void embedding(ThreadPool& pool, Matrix out, const PackedWeight& table, std::spa
 void rmsnorm(ThreadPool& pool, Matrix out, Matrix x, Vector weight, float eps);
 void add_rmsnorm(ThreadPool& pool, Matrix out, Matrix residual, Matrix x, Vector weight, float eps);
 void gemm(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias);
+// The same with x rounded to bf16. REQUIRES: weight.in_pairs(), and such a CPU.
+void gemm_bf16(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias);
+bool multiplies_bf16_pairs();  // whether the CPU does
 void rope_table(ThreadPool& pool, Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq,
                 float factor);
 void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch,

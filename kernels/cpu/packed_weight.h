@@ -4,6 +4,9 @@
 //
 // Quantised: [N / kPanelRows][K / kQuantGroup] groups of the rows' fp16 scales, then their elements: int8 [kQuantGroup][kPanelRows];
 // int4 [kQuantGroup][kPanelRows / 2], where byte i has row i in its low half and row i + 16 in its high half, as two's complement.
+//
+// In pairs, for CPUs that multiply two bf16 at once: two k of a row are neighbours. bf16 [K / 2][kPanelRows][2], behind an odd K a zero; the
+// elements of a group int8 [kQuantGroup / 2][kPanelRows][2], int4 [kQuantGroup / 2][kPanelRows / 2][2] bytes with rows i and i + 16 as above.
 #pragma once
 
 #include <cstddef>
@@ -26,17 +29,18 @@ constexpr size_t panel_group_bytes(DType dtype) {
 
 class PackedWeight final : public Weight {
  public:
-  // Stacks the parts by rows. They must have the same cols; parts of different types become fp32.
-  PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool);
+  // Stacks the parts by rows. They must have the same cols; parts of different types become fp32. `in_pairs`: where the type allows.
+  PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool, bool in_pairs);
 
   int64_t rows() const override { return rows_; }
   int64_t cols() const override { return cols_; }
   size_t bytes() const override { return memory_.bytes(); }
   DType dtype() const { return dtype_; }
+  bool in_pairs() const { return in_pairs_; }
   int64_t panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
   const std::byte* panel(int64_t p) const { return memory_.data() + p * panel_bytes(); }
   size_t panel_bytes() const {
-    if (!is_quantized(dtype_)) return static_cast<size_t>(cols_) * kPanelRows * dtype_bytes(dtype_);
+    if (!is_quantized(dtype_)) return static_cast<size_t>(in_pairs_ ? (cols_ + 1) / 2 * 2 : cols_) * kPanelRows * dtype_bytes(dtype_);
     return static_cast<size_t>((cols_ + kQuantGroup - 1) / kQuantGroup) * panel_group_bytes(dtype_);
   }
 
@@ -46,6 +50,7 @@ class PackedWeight final : public Weight {
   int64_t rows_;
   int64_t cols_;
   DType dtype_;
+  bool in_pairs_;
   CpuMemory memory_;
 };
 

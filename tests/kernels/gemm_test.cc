@@ -49,40 +49,53 @@ std::vector<float> run(Backend& backend, const Problem& problem) {
 // 128, 4.0e-6 at 576, 1.2e-5 at 2048.
 double tolerance(const Problem& problem) { return 5e-7 + 1.2e-8 * static_cast<double>(problem.inputs); }
 
-TEST(Gemm, MatchesTheReference) {
-  const auto backend = make_cpu_backend({.threads = 2});
+// What the kernels make of an input: nothing, or bf16 where the CPU multiplies that and the weights' type allows.
+class GemmOf : public ::testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (GetParam() && !cpu_multiplies_bf16()) GTEST_SKIP() << "SKIPPED: this CPU has no AVX-512 BF16";
+  }
+  std::unique_ptr<Backend> make(int threads) const { return make_cpu_backend({.threads = threads, .bf16_activations = GetParam()}); }
+  bool rounds(DType weights) const { return GetParam() && weights != DType::kF32 && weights != DType::kF16; }
+  std::vector<double> expected(const Problem& p) const { return expected(p, rounds(p.type)); }
+  static std::vector<double> expected(const Problem& p, bool rounded) {
+    std::vector<float> x = p.x;
+    if (rounded) {
+      for (float& value : x) value = reference::round_to(DType::kBF16, value);
+    }
+    return reference::gemm(x, p.weight, p.bias, p.rows, p.outputs, p.inputs);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Activations, GemmOf, ::testing::Values(false, true), [](const auto& test) { return test.param ? "bf16" : "fp32"; });
+
+TEST_P(GemmOf, MatchesTheReference) {
+  const auto backend = make(2);
   for (const DType type : kAllTypes) {
     for (const int64_t rows : {1, 2, 3, 5, 8, 9, 13, 24, 31, 100, 192, 193, 400}) {
       for (const auto& [outputs, inputs] :
            {std::pair<int64_t, int64_t>{1, 8}, {32, 128}, {33, 129}, {100, 576}, {64, 2048}, {7, 1}}) {
         if (rows > 31 && inputs > 1000) continue;
         const Problem problem(rows, outputs, inputs, type, outputs % 2 == 0);
-        const std::vector<double> expected =
-            reference::gemm(problem.x, problem.weight, problem.bias, rows, outputs, inputs);
-        EXPECT_LE(reference::largest_difference(run(*backend, problem), expected), tolerance(problem))
+        EXPECT_LE(reference::largest_difference(run(*backend, problem), expected(problem)), tolerance(problem))
             << dtype_name(type) << " " << rows << " x " << outputs << " x " << inputs;
       }
     }
   }
 }
 
-TEST(Gemm, ToleranceCatchesTheNearestWrongKernels) {
-  const auto backend = make_cpu_backend({.threads = 1});
-  const Problem problem(3, 64, 576, DType::kBF16, true);
-  const std::vector<float> out = run(*backend, problem);
-  Problem last_input_dropped = problem;
-  for (int64_t t = 0; t < problem.rows; ++t) last_input_dropped.x[t * problem.inputs + problem.inputs - 1] = 0.0f;
-  const auto expected = [&](const Problem& p) {
-    return reference::gemm(p.x, p.weight, p.bias, p.rows, p.outputs, p.inputs);
-  };
-  EXPECT_GT(reference::largest_difference(out, expected(last_input_dropped)), 100 * tolerance(problem));
-  Problem no_bias = problem;
-  no_bias.bias.clear();
-  EXPECT_GT(reference::largest_difference(out, expected(no_bias)), 100 * tolerance(problem));
-  // bf16 activations instead of fp32: what a dot-product instruction would do.
-  Problem rounded = problem;
-  for (float& value : rounded.x) value = reference::round_to(DType::kBF16, value);
-  EXPECT_GT(reference::largest_difference(out, expected(rounded)), 100 * tolerance(problem));
+TEST_P(GemmOf, ToleranceCatchesTheNearestWrongKernels) {
+  const auto backend = make(1);
+  for (const DType type : {DType::kBF16, DType::kI8}) {
+    const Problem problem(3, 64, 576, type, true);
+    const std::vector<float> out = run(*backend, problem);
+    Problem last_input_dropped = problem;
+    for (int64_t t = 0; t < problem.rows; ++t) last_input_dropped.x[t * problem.inputs + problem.inputs - 1] = 0.0f;
+    EXPECT_GT(reference::largest_difference(out, expected(last_input_dropped)), 100 * tolerance(problem));
+    Problem no_bias = problem;
+    no_bias.bias.clear();
+    EXPECT_GT(reference::largest_difference(out, expected(no_bias)), 100 * tolerance(problem));
+    EXPECT_GT(reference::largest_difference(out, expected(problem, !rounds(type))), 100 * tolerance(problem)) << "the other rounding";
+  }
 }
 
 // scale · q is exact in fp32, and the order of sums is one for all types.
@@ -105,11 +118,11 @@ TEST(Gemm, QuantizedWeightsGiveTheBitsOfTheirValuesInFp32) {
   }
 }
 
-TEST(Gemm, ARowHasTheSameBitsInEveryBatch) {
+TEST_P(GemmOf, ARowHasTheSameBitsInEveryBatch) {
   for (const DType type : kAllTypes) {
     const Problem problem(512, 144, 300, type, true);
     const HostWeight part = problem.host_weight();
-    const auto backend = make_cpu_backend({.threads = 2});
+    const auto backend = make(2);
     const auto weight = backend->load_weight({&part, 1});
     const std::vector<float> all = run(*backend, *weight, problem.x, 512, problem.bias);
     for (int64_t rows = 1; rows <= 128; ++rows) {
@@ -122,17 +135,18 @@ TEST(Gemm, ARowHasTheSameBitsInEveryBatch) {
   }
 }
 
-TEST(Gemm, ThreadsChangeNoBit) {
-  const Problem problem(40, 1000, 200, DType::kBF16, true);
-  const std::vector<uint32_t> one = reference::bits(run(*make_cpu_backend({.threads = 1}), problem));
-  for (const int threads : {2, 3, 7})
-    EXPECT_EQ(reference::bits(run(*make_cpu_backend({.threads = threads}), problem)), one) << threads;
+TEST_P(GemmOf, ThreadsChangeNoBit) {
+  for (const DType type : {DType::kBF16, DType::kI8, DType::kI4}) {
+    const Problem problem(40, 1000, 200, type, true);
+    const std::vector<uint32_t> one = reference::bits(run(*make(1), problem));
+    for (const int threads : {2, 3, 7}) EXPECT_EQ(reference::bits(run(*make(threads), problem)), one) << threads;
+  }
 }
 
-TEST(Gemm, ReadsAndWritesStridedRowsAndNothingElse) {
-  const auto backend = make_cpu_backend({.threads = 2});
+TEST_P(GemmOf, ReadsAndWritesStridedRowsAndNothingElse) {
+  const auto backend = make(2);
   for (const int64_t rows : {1, 4, 30}) {
-    const Problem problem(rows, 40, 24, DType::kF32, false);
+    const Problem problem(rows, 40, 24, GetParam() ? DType::kBF16 : DType::kF32, false);
     const HostWeight part = problem.host_weight();
     const auto weight = backend->load_weight({&part, 1});
     std::vector<float> x(static_cast<size_t>(rows * 31), std::numeric_limits<float>::quiet_NaN());
@@ -198,8 +212,8 @@ TEST(LoadWeight, QuantizedTakesItsScalesToo) {
   EXPECT_EQ(backend->load_weight({&int4_part, 1})->bytes(), 64u * (96 / 2 + 3 * 2));
 }
 
-TEST(Embedding, GathersRowsOfThePackedTable) {
-  const auto backend = make_cpu_backend({.threads = 2});
+TEST_P(GemmOf, EmbeddingGathersRowsOfThePackedTable) {
+  const auto backend = make(2);
   for (const DType type : kAllTypes) {
     std::vector<float> table;
     std::vector<std::byte> bytes;

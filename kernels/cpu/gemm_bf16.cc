@@ -1,0 +1,301 @@
+// out = x · weightᵀ + bias where the CPU multiplies pairs of bf16 (AVX-512 BF16: Zen 4, Cooper Lake and later), at twice the rate of
+// fp32. x is rounded to bf16; weights are bf16, or whole numbers that bf16 holds exactly, whose scale is applied to the sum of
+// their group. Sums are fp32.
+//
+// Bits: an output is one chain over the pairs of k ascending, the same instruction whatever the number of rows; of quantised weights
+// a chain for each group, and one over the groups. Few rows read the panels once, straight from memory; for many a quantised
+// panel is widened once.
+#include "kernels/cpu/ops.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <utility>
+
+#define HEADROOM_BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#if defined(__clang__)
+#define HEADROOM_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define HEADROOM_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace headroom::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kVectors = static_cast<int>(kPanelRows) / kLanes;
+constexpr int kTileRows = 12;              // of x: 24 sums in 32 registers
+constexpr int64_t kRowsPerBlock = 40 * kTileRows;
+constexpr int64_t kPrefetchBytes = 1024;   // ahead of the panel's reader
+
+// One pair of k of a panel's rows, as kVectors registers of [row][2].
+struct Pair {
+  __m512bh rows[kVectors];
+};
+
+// Pairs of a panel as they are stored.
+template <DType type>
+struct StoredPairs {
+  static constexpr int64_t kBytes = kPanelRows * 4;  // of a pair of all rows
+  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
+    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes + 64, _MM_HINT_T0);
+    return {{(__m512bh)_mm512_loadu_si512(at), (__m512bh)_mm512_loadu_si512(at + 64)}};
+  }
+};
+template <>
+struct StoredPairs<DType::kI8> {
+  static constexpr int64_t kBytes = kPanelRows * 2;
+  HEADROOM_BF16_TARGET static inline __m512bh widen(const std::byte* at) {
+    const auto* quants = reinterpret_cast<const __m128i*>(at);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(quants)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(quants + 1)));
+    return _mm512_cvtne2ps_pbh(high, low);
+  }
+  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
+    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+    return {{widen(at), widen(at + 32)}};
+  }
+};
+template <>
+struct StoredPairs<DType::kI4> {
+  static constexpr int64_t kBytes = kPanelRows;
+  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
+    // The bf16 of a half byte, by a permutation that reads five bits of an index: the fifth belongs to another half, so all stand twice.
+    const __m512i once = _mm512_castsi256_si512(_mm256_setr_epi16(
+        0x0000, 0x3F80, 0x4000, 0x4040, static_cast<short>(0x4080), 0x40A0, 0x40C0, 0x40E0, static_cast<short>(0xC100), static_cast<short>(0xC0E0),
+        static_cast<short>(0xC0C0), static_cast<short>(0xC0A0), static_cast<short>(0xC080), static_cast<short>(0xC040), static_cast<short>(0xC000),
+        static_cast<short>(0xBF80)));
+    const __m512i values = _mm512_inserti64x4(once, _mm512_castsi512_si256(once), 1);
+    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+    const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    return {{(__m512bh)_mm512_permutexvar_epi16(bytes, values), (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), values)}};
+  }
+};
+
+// What a tile of rows is multiplied into.
+struct Output {
+  float* at;           // of the tile's first row and the panel's first output
+  int64_t stride;      // of rows, in floats
+  const float* bias;   // of the panel's outputs; null: none
+  int64_t count;       // of the panel's outputs
+};
+
+// sums[r] += pairs of x · pairs of the panel.
+template <class Pairs, int kRows>
+HEADROOM_BF16_TARGET inline void add_pairs(__m512 (&sums)[kRows][kVectors], const uint32_t* x, const std::byte* pairs, int64_t count) {
+  for (int64_t i = 0; i < count; ++i, x += kRows, pairs += Pairs::kBytes) {
+    const Pair w = Pairs::load(pairs);
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r]));
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, w.rows[v]);
+    }
+  }
+}
+
+template <int kRows>
+HEADROOM_BF16_TARGET inline void clear(__m512 (&sums)[kRows][kVectors]) {
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  }
+}
+
+template <int kRows>
+HEADROOM_BF16_TARGET inline void store(const Output& out, const __m512 (&sums)[kRows][kVectors]) {
+  HEADROOM_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = std::clamp<int64_t>(out.count - v * kLanes, 0, kLanes);
+    const auto lanes = static_cast<__mmask16>((1u << left) - 1u);
+    const __m512 bias = out.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, out.bias + v * kLanes);
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 sum = out.bias == nullptr ? sums[r][v] : _mm512_add_ps(sums[r][v], bias);
+      _mm512_mask_storeu_ps(out.at + r * out.stride + v * kLanes, lanes, sum);
+    }
+  }
+}
+
+// A tile of rows, x as [K/2][kRows] pairs, times a panel whose scales and quants, or whose bf16, `Groups` finds.
+template <class Groups, int kRows>
+HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const uint32_t* x, const Groups& groups) {
+  __m512 sums[kRows][kVectors];
+  clear<kRows>(sums);
+  if constexpr (!Groups::kHasScales) {
+    add_pairs<typename Groups::Pairs, kRows>(sums, x, groups.pairs(0), groups.pairs_in_all);
+  } else {
+    alignas(64) float total[kRows][kPanelRows] = {};
+    for (int64_t g = 0; g < groups.count(); ++g) {
+      const int64_t count = std::min<int64_t>(kQuantGroup / 2, groups.pairs_in_all - g * (kQuantGroup / 2));
+      clear<kRows>(sums);
+      add_pairs<typename Groups::Pairs, kRows>(sums, x + g * (kQuantGroup / 2) * kRows, groups.pairs(g), count);
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups.scales(g)) + v));
+        HEADROOM_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          float* to = total[r] + v * kLanes;
+          _mm512_store_ps(to, _mm512_fmadd_ps(sums[r][v], scale, _mm512_load_ps(to)));
+        }
+      }
+    }
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_load_ps(total[r] + v * kLanes);
+    }
+  }
+  store<kRows>(out, sums);
+}
+
+// A panel as it is stored.
+template <DType type>
+struct StoredGroups {
+  using Pairs = StoredPairs<type>;
+  static constexpr bool kHasScales = is_quantized(type);
+  const std::byte* panel;
+  int64_t pairs_in_all;
+
+  int64_t count() const { return (pairs_in_all + kQuantGroup / 2 - 1) / (kQuantGroup / 2); }
+  const std::byte* scales(int64_t g) const { return panel + static_cast<size_t>(g) * panel_group_bytes(type); }
+  const std::byte* pairs(int64_t g) const { return kHasScales ? scales(g) + kPanelScaleBytes : panel; }
+};
+
+// A quantised panel whose quants were widened to bf16 pairs.
+template <DType type>
+struct WidenedGroups {
+  using Pairs = StoredPairs<DType::kBF16>;
+  static constexpr bool kHasScales = true;
+  StoredGroups<type> stored;
+  const std::byte* widened;
+  int64_t pairs_in_all;
+
+  int64_t count() const { return stored.count(); }
+  const std::byte* scales(int64_t g) const { return stored.scales(g); }
+  const std::byte* pairs(int64_t g) const { return widened + g * (kQuantGroup / 2) * Pairs::kBytes; }
+};
+
+template <DType type>
+HEADROOM_BF16_TARGET WidenedGroups<type> widen(const StoredGroups<type>& stored, std::byte* to) {
+  using Pairs = StoredPairs<type>;
+  std::byte* at = to;
+  for (int64_t g = 0; g < stored.count(); ++g) {
+    const std::byte* from = stored.pairs(g);
+    for (int64_t i = 0; i < kQuantGroup / 2; ++i, from += Pairs::kBytes, at += StoredPairs<DType::kBF16>::kBytes) {
+      const Pair pair = Pairs::load(from);
+      _mm512_storeu_si512(at, (__m512i)pair.rows[0]);
+      _mm512_storeu_si512(at + 64, (__m512i)pair.rows[1]);
+    }
+  }
+  return {stored, to, stored.pairs_in_all};
+}
+
+template <class Groups, int... kRows>
+void multiply_rows(const Output& out, const uint32_t* x, const Groups& groups, int64_t rows, std::integer_sequence<int, kRows...>) {
+  using Multiply = void (*)(const Output&, const uint32_t*, const Groups&);
+  static constexpr Multiply kByRows[] = {multiply_tile<Groups, kRows + 1>...};
+  kByRows[rows - 1](out, x, groups);
+}
+
+int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+// Tiles of nearly equal height.
+int64_t tile_begin(int64_t rows, int64_t i) { return rows * i / tiles_of(rows); }
+
+// Tiles [first, last) of x as [tile][K/2][rows of the tile] pairs of bf16; behind an odd K there is a zero.
+HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, Matrix x, int64_t first, int64_t last) {
+  const int64_t pairs = (x.cols + 1) / 2;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t begin = tile_begin(x.rows, i), rows = tile_begin(x.rows, i + 1) - begin;
+    uint32_t* to = packed + begin * pairs;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = x.row(begin + r);
+      for (int64_t k = 0; k < pairs; k += kLanes) {
+        alignas(64) uint32_t rounded[kLanes];
+        const int64_t left = x.cols - 2 * k;
+        const auto mask = [](int64_t count) { return static_cast<__mmask16>(count >= kLanes ? 0xFFFF : (1 << std::max<int64_t>(count, 0)) - 1); };
+        const __m512 low = _mm512_maskz_loadu_ps(mask(left), from + 2 * k);
+        const __m512 high = _mm512_maskz_loadu_ps(mask(left - kLanes), from + 2 * k + kLanes);
+        _mm512_store_si512(rounded, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        const int64_t count = std::min<int64_t>(kLanes, pairs - k);
+        for (int64_t j = 0; j < count; ++j) to[(k + j) * rows + r] = rounded[j];
+      }
+    }
+  }
+}
+
+template <DType type>
+void multiply_panels(Matrix out, const uint32_t* packed, const PackedWeight& weight, const float* bias, std::byte* widened, int64_t first,
+                     int64_t last) {
+  const int64_t pairs = (weight.cols() + 1) / 2, tiles = tiles_of(out.rows);
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t n = p * kPanelRows;
+    const StoredGroups<type> stored{weight.panel(p), pairs};
+    const auto multiply = [&](const auto& groups) {
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t begin = tile_begin(out.rows, i), rows = tile_begin(out.rows, i + 1) - begin;
+        const Output to{out.row(begin) + n, out.stride, bias == nullptr ? nullptr : bias + n, std::min(kPanelRows, weight.rows() - n)};
+        multiply_rows(to, packed + begin * pairs, groups, rows, std::make_integer_sequence<int, kTileRows>());
+      }
+    };
+    if constexpr (is_quantized(type)) {
+      if (tiles > 1) {
+        multiply(widen(stored, widened));
+        continue;
+      }
+    }
+    multiply(stored);
+  }
+}
+
+template <DType type>
+void gemm_of_type(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, const float* bias) {
+  const int64_t pairs = (x.cols + 1) / 2;
+  const int64_t widened_floats = is_quantized(type) ? (weight.cols() + kQuantGroup - 1) / kQuantGroup * kQuantGroup * kPanelRows / 2 : 0;
+  for (int64_t first = 0; first < x.rows; first += kRowsPerBlock) {
+    const int64_t rows = std::min(kRowsPerBlock, x.rows - first);
+    const Matrix x_block(x.row(first), rows, x.cols, x.stride);
+    const Matrix out_block(out.row(first), rows, out.cols, out.stride);
+    const int64_t packed_floats = (rows * pairs + kLanes - 1) / kLanes * kLanes;
+    float* memory = scratch.reserve(static_cast<size_t>(packed_floats + pool.threads() * widened_floats));
+    auto* packed = reinterpret_cast<uint32_t*>(memory);
+    auto* widened = reinterpret_cast<std::byte*>(memory + packed_floats);
+    pool.for_range(tiles_of(rows), std::max<int64_t>(1, rows_per_worker(x.cols) / kTileRows),
+                   [&](int64_t begin, int64_t end) { pack_rows(packed, x_block, begin, end); });
+    const int64_t panels = weight.panels();
+    pool.run([&](int worker) {
+      const int64_t begin = panels * worker / pool.threads(), end = panels * (worker + 1) / pool.threads();
+      multiply_panels<type>(out_block, packed, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end);
+    });
+  }
+}
+
+}  // namespace
+
+bool multiplies_bf16_pairs() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16"); }
+
+void gemm_bf16(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias) {
+  const float* bias_data = bias.empty() ? nullptr : bias.data();
+  switch (weight.dtype()) {
+    case DType::kBF16:
+      return gemm_of_type<DType::kBF16>(pool, scratch, out, x, weight, bias_data);
+    case DType::kI8:
+      return gemm_of_type<DType::kI8>(pool, scratch, out, x, weight, bias_data);
+    case DType::kI4:
+      return gemm_of_type<DType::kI4>(pool, scratch, out, x, weight, bias_data);
+    case DType::kF32:
+    case DType::kF16:
+      break;
+  }
+  CHECK(false) << "weights of " << dtype_name(weight.dtype()) << " are not in pairs";
+}
+
+}  // namespace headroom::cpu
+#else
+namespace headroom::cpu {
+bool multiplies_bf16_pairs() { return false; }
+void gemm_bf16(ThreadPool&, Scratch&, Matrix, Matrix, const PackedWeight&, Vector) { CHECK(false) << "this CPU has no pairs of bf16"; }
+}  // namespace headroom::cpu
+#endif
