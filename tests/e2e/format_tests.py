@@ -130,8 +130,9 @@ def tests(binary):
                 path, directory = os.path.join(folder, f"{name}.gguf"), os.path.join(folder, name)
                 values = write_gguf(gguf, path, tensors, root, template, getattr(gguf.GGMLQuantizationType, name))
                 write_directory(directory, values, vocab)
-                # One type of KV: by default it is that of the weights, which differs.
-                with Server(binary, path, "--kv", "fp16") as of_file, Server(binary, directory, "--kv", "fp16") as of_directory:
+                # One type of KV, which by default is that of the weights, and one of activations: these differ.
+                same = ("--kv", "fp16", "--activations", "fp32")
+                with Server(binary, path, *same) as of_file, Server(binary, directory, *same) as of_directory:
                     assert answers(of_file) == answers(of_directory), name
                     assert of_file.post("/tokenize", {"prompt": PROMPT}) == of_directory.post("/tokenize", {"prompt": PROMPT})
 
