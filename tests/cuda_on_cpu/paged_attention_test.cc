@@ -17,15 +17,6 @@ std::unique_ptr<Backend> backend_with(int32_t attention_blocks = 5) {
 
 // Queries, keys and values are exact in the type, but for queries over int8 pages, which are rounded to bf16; what remains is the
 // rounding of the weights to 8 or 11 bits.
-double frobenius_error(std::span<const float> row, const std::vector<double>& expected) {
-  double difference = 0.0, size = 0.0;
-  for (size_t i = 0; i < row.size(); ++i) {
-    difference += (row[i] - expected[i]) * (row[i] - expected[i]);
-    size += expected[i] * expected[i];
-  }
-  const double error = std::sqrt(difference / size);
-  return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
-}
 double tolerance(DType type) { return type == DType::kBF16 ? 4e-3 : type == DType::kI8 ? 6e-3 : 5e-4; }
 
 // Lengths around pages, blocks of keys and splits, as single tokens and in chunks.
@@ -56,7 +47,7 @@ TEST_P(CudaAttention, MatchesTheReferenceAtEveryLengthAroundAPageAndASplit) {
     const std::vector<float> rows = run_alone(*backend, sequence, c.page_tokens, c.cuts, 1, from);
     for (int32_t t = from; t < sequence.tokens; t += t % 16 == 1 && from == 0 ? 13 : 1) {  // 0, 1, 14 to 17, 30 to 33 …
       const std::span<const float> row(rows.data() + (t - from) * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
-      ASSERT_LE(frobenius_error(row, sequence.expected(t, 0)), tolerance(c.type))
+      ASSERT_LE(reference::relative_error(row, sequence.expected(t, 0)), tolerance(c.type))
           << dtype_name(c.type) << " pages of " << c.page_tokens << ", token " << t;
     }
   }
@@ -72,7 +63,7 @@ TEST(CudaAttentionWindow, MatchesTheReferenceWithPagesGivenBack) {
     const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 1, 40, 41, 555, 598, 599, 600});
     for (const int32_t t : {0, 1, 15, 16, 33, 40, 63, 64, 65, 99, 100, 101, 400, 511, 512, 513, 555, 598, 599}) {
       const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
-      ASSERT_LE(frobenius_error(row, sequence.expected(t, window)), tolerance(shape.type)) << "window " << window << ", token " << t;
+      ASSERT_LE(reference::relative_error(row, sequence.expected(t, window)), tolerance(shape.type)) << "window " << window << ", token " << t;
     }
   }
 }
@@ -85,12 +76,12 @@ TEST(CudaAttentionTolerance, CatchesTheNearestWrongKernels) {
   const int32_t t = 129;
   const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
   const double bound = tolerance(shape.type);
-  ASSERT_LE(frobenius_error(row, sequence.expected(t, 60)), bound);
-  EXPECT_GT(frobenius_error(row, sequence.expected(t, 60, true)), 5 * bound) << "last key dropped";
-  EXPECT_GT(frobenius_error(row, sequence.expected(t, 59)), 5 * bound) << "window one short";
-  EXPECT_GT(frobenius_error(row, sequence.expected(t, 61)), 5 * bound) << "window one long";
-  EXPECT_GT(frobenius_error(row, sequence.expected(t, 60, false, 1)), 5 * bound) << "wrong head of the group";
-  EXPECT_GT(frobenius_error(row, sequence.expected(t, 60, false, 0, 1.05)), 5 * bound) << "scale off by 5 %";
+  ASSERT_LE(reference::relative_error(row, sequence.expected(t, 60)), bound);
+  EXPECT_GT(reference::relative_error(row, sequence.expected(t, 60, true)), 5 * bound) << "last key dropped";
+  EXPECT_GT(reference::relative_error(row, sequence.expected(t, 59)), 5 * bound) << "window one short";
+  EXPECT_GT(reference::relative_error(row, sequence.expected(t, 61)), 5 * bound) << "window one long";
+  EXPECT_GT(reference::relative_error(row, sequence.expected(t, 60, false, 1)), 5 * bound) << "wrong head of the group";
+  EXPECT_GT(reference::relative_error(row, sequence.expected(t, 60, false, 0, 1.05)), 5 * bound) << "scale off by 5 %";
 }
 
 // ---- Bits.

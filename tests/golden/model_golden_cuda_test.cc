@@ -10,33 +10,16 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/golden/model_runner.h"
 #include "tests/gpu/where.h"
+#include "tests/kernels/reference.h"
 
 namespace headroom {
 namespace {
-
-constexpr const char* kModels[] = {
-    "llama2_mha",     "llama3_gqa",          "llama31_rope",          "tinyllama_mqa_head_dim",
-    "smollm2_group3", "llama_linear_biases", "llama_yarn_mscale",     "llama_bf16",
-    "llama_sharded",  "smollm3_nope",        "mistral_window",        "mistral_nemo_head_dim",
-    "qwen2_group7",   "qwen2_yarn",          "qwen2_window",          "qwen3_head_dim",
-    "qwen3_fp16",     "phi3_window",         "phi3_longrope_partial", "phi3_longrope_short",
-};
 
 RunOptions on_cuda(DType type, RunOptions options = {}) {
   options.kv = type;
   options.weights = type;
   options.make_backend = [] { return make_cuda_backend({}); };
   return options;
-}
-
-double relative_error(std::span<const float> logits, std::span<const float> expected) {
-  double difference = logits.size() == expected.size() ? 0.0 : INFINITY, size = 0.0;
-  for (size_t i = 0; i < std::min(logits.size(), expected.size()); ++i) {
-    difference += (double{logits[i]} - expected[i]) * (double{logits[i]} - expected[i]);
-    size += double{expected[i]} * expected[i];
-  }
-  const double error = std::sqrt(difference / size);
-  return std::isnan(error) ? INFINITY : error;
 }
 
 // Weights, KV and what a gemm reads are rounded to the type; through two or three layers that adds up to eight tenths of this at most.
@@ -52,7 +35,7 @@ TEST_P(CudaModelGolden, LogitsAreTheReferencesUpToTheTypesRounding) {
   const auto [name, type] = GetParam();
   const Golden golden(name);
   Runner cuda(name, golden, on_cuda(type));
-  const double error = relative_error(run_whole(cuda, golden), golden.logits);
+  const double error = reference::relative_error(run_whole(cuda, golden), golden.logits);
   std::printf("%-24s %s |logits - reference| / |reference| = %.2e\n", name, std::string(dtype_name(type)).c_str(), error);
   EXPECT_LE(error, bound(type));
 }
@@ -69,7 +52,7 @@ TEST(CudaModelGoldenBound, CatchesAWrongModel) {
     ModelConfig wrong = golden.config;
     make(wrong);
     Runner cuda(name, golden, wrong, on_cuda(DType::kBF16));
-    EXPECT_GT(relative_error(run_whole(cuda, golden), golden.logits), 2 * bound(DType::kBF16)) << name;
+    EXPECT_GT(reference::relative_error(run_whole(cuda, golden), golden.logits), 2 * bound(DType::kBF16)) << name;
   }
 }
 

@@ -13,14 +13,6 @@
 namespace headroom {
 namespace {
 
-constexpr const char* kModels[] = {
-    "llama2_mha",     "llama3_gqa",          "llama31_rope",          "tinyllama_mqa_head_dim",
-    "smollm2_group3", "llama_linear_biases", "llama_yarn_mscale",     "llama_bf16",
-    "llama_sharded",  "smollm3_nope",        "mistral_window",        "mistral_nemo_head_dim",
-    "qwen2_group7",   "qwen2_yarn",          "qwen2_window",          "qwen3_head_dim",
-    "qwen3_fp16",     "phi3_window",         "phi3_longrope_partial", "phi3_longrope_short",
-};
-
 std::vector<int32_t> random_cuts(int32_t tokens, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<int32_t> cuts;

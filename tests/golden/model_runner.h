@@ -23,6 +23,15 @@
 
 namespace headroom {
 
+// Every case of tests/golden/models.
+inline constexpr const char* kModels[] = {
+    "llama2_mha",     "llama3_gqa",          "llama31_rope",          "tinyllama_mqa_head_dim",
+    "smollm2_group3", "llama_linear_biases", "llama_yarn_mscale",     "llama_bf16",
+    "llama_sharded",  "smollm3_nope",        "mistral_window",        "mistral_nemo_head_dim",
+    "qwen2_group7",   "qwen2_yarn",          "qwen2_window",          "qwen3_head_dim",
+    "qwen3_fp16",     "phi3_window",         "phi3_longrope_partial", "phi3_longrope_short",
+};
+
 // Ten times the largest difference seen between the reference in fp32 and itself in fp64 (1.4e-5), rounded down.
 inline constexpr float kLogitTolerance = 1e-4f;
 

@@ -26,16 +26,6 @@ Sizes sizes() {
   return {{8191, 32768}, 100, 512, {{6144, 4096}, {1024, 14336}, {896, 4864}}};
 }
 
-double relative_error(std::span<const float> row, const std::vector<double>& expected) {
-  double difference = 0.0, size = 0.0;
-  for (size_t i = 0; i < row.size(); ++i) {
-    difference += (row[i] - expected[i]) * (row[i] - expected[i]);
-    size += expected[i] * expected[i];
-  }
-  const double error = std::sqrt(difference / size);
-  return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
-}
-
 // Keys in steps of at most 2,048 rows, then the last token alone.
 std::vector<int32_t> cuts_for(int32_t tokens) {
   std::vector<int32_t> cuts{0};
@@ -55,8 +45,8 @@ TEST(DeviceAttention, LongSequencesMatchTheReference) {
       const Sequence sequence({group, 1, head_dim, type, 0}, tokens, static_cast<uint64_t>(tokens + group));
       const std::vector<float> row = last_row(*backend, sequence, page_tokens);
       const double bound = type == DType::kBF16 ? 4e-3 : 5e-4;
-      ASSERT_LE(relative_error(row, sequence.expected(tokens - 1, 0)), bound) << tokens << " tokens, group " << group;
-      ASSERT_GT(relative_error(row, sequence.expected(tokens - 1, tokens / 2)), 2 * bound) << "half of the keys";
+      ASSERT_LE(reference::relative_error(row, sequence.expected(tokens - 1, 0)), bound) << tokens << " tokens, group " << group;
+      ASSERT_GT(reference::relative_error(row, sequence.expected(tokens - 1, tokens / 2)), 2 * bound) << "half of the keys";
     }
   }
 }
@@ -162,8 +152,8 @@ TEST(DeviceGemm, MatchesTheReferenceAtTrueShapes) {
       }
       // The matrix unit adds 16 products at a time and may cut off a last bit each time.
       const double bound = 1e-6 + std::ldexp(static_cast<double>(inputs) / 16, -23);
-      ASSERT_LE(relative_error(got, expected), bound) << outputs << " x " << inputs;
-      ASSERT_GT(relative_error(got, one_dropped), 10 * bound) << "last input dropped";
+      ASSERT_LE(reference::relative_error(got, expected), bound) << outputs << " x " << inputs;
+      ASSERT_GT(reference::relative_error(got, one_dropped), 10 * bound) << "last input dropped";
     }
   }
 }

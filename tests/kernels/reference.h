@@ -123,6 +123,18 @@ inline double largest_difference(std::span<const float> values, std::span<const 
   return largest;
 }
 
+// ‖values − expected‖ / ‖expected‖; infinite where that is no number, or the sizes differ.
+template <typename Expected>
+double relative_error(std::span<const float> values, const Expected& expected) {
+  double difference = values.size() == expected.size() ? 0.0 : std::numeric_limits<double>::infinity(), size = 0.0;
+  for (size_t i = 0; i < std::min(values.size(), expected.size()); ++i) {
+    difference += (double{values[i]} - expected[i]) * (double{values[i]} - expected[i]);
+    size += double{expected[i]} * expected[i];
+  }
+  const double error = std::sqrt(difference / size);
+  return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+}
+
 // [T, N] = [T, K] · [N, K]ᵀ + [N]
 inline std::vector<double> gemm(std::span<const float> x, std::span<const float> weight, std::span<const float> bias,
                                 int64_t rows, int64_t outputs, int64_t inputs) {
