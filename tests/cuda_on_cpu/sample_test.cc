@@ -11,6 +11,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/cuda_on_cpu/block.h"
 #include "tests/kernels/backend_floats.h"
+#include "tests/unit/tiny_llama.h"
 
 namespace headroom {
 namespace {
@@ -155,20 +156,7 @@ struct Answers {
 };
 
 Answers answers(bool on_device) {
-  ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
-  config.layers = 1;
-  config.model_dim = 32;
-  config.query_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn_dim = 48;
-  config.vocab_size = 90;
-  config.context_tokens = 256;
-  config.norm_eps = 1e-5f;
-  config.tied_embeddings = true;
-  config.layer_has_rope = {true};
-  config.rope.rotary_dim = 16;
+  const ModelConfig config = TinyLlama{.layers = 1, .vocab_size = 90}.config();
   auto backend = make_cuda_backend({.multiprocessors = 2, .attention_blocks = 2});
   const KvShape shape = kv_shape(config, DType::kI8, 16);
   auto weights = random_weights(config, DType::kBF16, 7, *backend);

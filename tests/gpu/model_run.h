@@ -10,6 +10,7 @@
 #include "engine/kv/kv_cache.h"
 #include "engine/model/transformer.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "tests/unit/tiny_llama.h"
 
 namespace headroom {
 
@@ -31,33 +32,14 @@ struct DecodeBatch {
   BatchView view() const { return {static_cast<int32_t>(tokens.size()), tokens, positions, first_rows, pages, begin}; }
 };
 
-inline ModelConfig small_config(int32_t window_tokens) {
-  ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
-  config.layers = 2;
-  config.model_dim = 64;
-  config.query_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn_dim = 96;
-  config.vocab_size = 60;
-  config.context_tokens = 1024;
-  config.norm_eps = 1e-5f;
-  config.tied_embeddings = true;
-  config.window_tokens = window_tokens;
-  config.window_layers = window_tokens > 0 ? 2 : 0;
-  config.layer_has_rope = {true, true};
-  config.rope.rotary_dim = 16;
-  return config;
-}
-
 // Sequences of a model that are first filled to some length, and then decoded together.
 class ModelRun {
  public:
   static constexpr int32_t kSequences = 9, kPageTokens = 16, kStepTokens = 64;
 
   ModelRun(bool graphs, DType kv, int32_t window_tokens)
-      : config_(small_config(window_tokens)), backend_(make_cuda_backend({.graphs = graphs, .multiprocessors = 4})) {
+      : config_(TinyLlama{.model_dim = 64, .ffn_dim = 96, .vocab_size = 60, .context_tokens = 1024, .window_tokens = window_tokens}.config()),
+        backend_(make_cuda_backend({.graphs = graphs, .multiprocessors = 4})) {
     const TransformerOptions sizes{.step_tokens_max = kStepTokens, .logits_rows_max = kSequences, .served_context_tokens = 1024};
     weights_ = random_weights(config_, DType::kBF16, 3, *backend_);
     transformer_ = std::make_unique<Transformer>(config_, weights_, *backend_, sizes);

@@ -24,6 +24,7 @@
 #include "engine/scheduler.h"
 #include "kernels/backend.h"
 #include "tests/sim/bit_exact.h"
+#include "tests/unit/tiny_llama.h"
 
 namespace headroom {
 namespace {
@@ -46,32 +47,14 @@ using Reference = std::map<std::pair<int32_t, int32_t>, std::vector<float>>;
 
 enum class Sabotage { none, swap_pages, skip_copies, stale_page, wrong_token };
 
-ModelConfig tiny_config(int32_t window_tokens) {
-  ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
-  config.layers = 2;
-  config.model_dim = 32;
-  config.query_heads = 6;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn_dim = 48;
-  config.vocab_size = kVocab;
-  config.context_tokens = kContextTokens;
-  config.norm_eps = 1e-5f;
-  config.tied_embeddings = true;
-  config.window_tokens = window_tokens;
-  config.layer_has_rope = {true, true};
-  config.rope.rotary_dim = 16;
-  return config;
-}
-
 // One model on one backend.
 struct Model {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Transformer> transformer;
 
   Model(std::unique_ptr<Backend> on, int32_t window_tokens, DType weights) : backend(std::move(on)) {
-    const ModelConfig config = tiny_config(window_tokens);
+    const ModelConfig config =
+        TinyLlama{.query_heads = 6, .vocab_size = kVocab, .context_tokens = kContextTokens, .window_tokens = window_tokens}.config();
     const TransformerOptions sizes{
         .step_tokens_max = kStepTokensMax, .logits_rows_max = kLogitsRows, .served_context_tokens = kContextTokens};
     transformer = std::make_unique<Transformer>(config, random_weights(config, weights, 7, *backend), *backend, sizes);

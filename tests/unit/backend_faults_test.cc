@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "engine/transformer_runner.h"
 #include "tests/unit/faulty_backend.h"
+#include "tests/unit/tiny_llama.h"
 
 namespace headroom {
 namespace {
@@ -18,26 +19,8 @@ using namespace std::chrono_literals;
 constexpr int kRequests = 8;
 constexpr int32_t kGeneratedTokens = 6;
 
-ModelConfig tiny_config() {
-  ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
-  config.layers = 2;
-  config.model_dim = 32;
-  config.query_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
-  config.ffn_dim = 48;
-  config.vocab_size = 64;
-  config.context_tokens = 256;
-  config.norm_eps = 1e-5f;
-  config.tied_embeddings = true;
-  config.layer_has_rope = {true, true};
-  config.rope.rotary_dim = 8;
-  return config;
-}
-
 std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan) {
-  const ModelConfig config = tiny_config();
+  const ModelConfig config = TinyLlama{.head_dim = 8}.config();
   auto backend = std::make_unique<FaultyBackend>(make_cpu_backend({.threads = 1}), plan);
   const KvShape shape = kv_shape(config, DType::kBF16, 16);
   constexpr int64_t kPages = 40;
