@@ -140,6 +140,36 @@ def tests(binary, model):
             assert page.startswith("<!doctype html>") and page.endswith("</html>\n") and "655,360" in page and "differs</span>" not in page
             return f"{done.stderr.splitlines()[-1].split()[-2]} s, {len(page.encode()) >> 10} KiB"
 
+    def the_benchmark_is_paired_with_other_programs():
+        """Two that print what is known, in two formats: whose turn it was, what they were asked, and the ratios."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = os.path.join(folder, "log")
+            first = (f"echo first {{prompt}} {{batch}} {{depth}} {{steps}} {{threads}} >> {log}; "
+                     f"echo $(( $(grep -c first {log}) * 100 ))")  # 100, 200, 300 tokens per second
+            second = (f"echo second >> {log}; "
+                      'echo \'{"n_prompt": {prompt}, "n_gen": {steps}, "n_depth": {depth}, "avg_ts": 8, "samples_ts": [7, 5, 50]}\'')
+            arguments = ["bench", "--model", model, "--threads", "1", "--repetitions", "3", "--steps", "2", "--batch", "1", "--depth", "32"]
+            done = subprocess.run([binary, *arguments, "--prompt", "64", "--compare", first, "--compare", second, "--json"], capture_output=True,
+                                  text=True, timeout=300, cwd=ROOT)
+            assert done.returncode == 0, done
+            with open(log, encoding="utf-8") as file:
+                turns = file.read().splitlines()
+            assert turns == ["first 64 1 0 0 1", "second"] * 3 + ["first 0 1 32 2 1", "second"] * 3, turns
+            results = json.loads(done.stdout)["results"]
+            for row, tokens, theirs in zip(results, (64, 1), ([100, 200, 300], [400, 500, 600])):
+                for peer, speeds in zip(row["peers"], (theirs, [7, 7, 7])):
+                    ratios = sorted(tokens / seconds / speed for seconds, speed in zip(row["step_seconds"], speeds))
+                    assert peer["tokens_per_second"] == speeds, peer
+                    found = [peer["ratio_min"], peer["ratio_median"], peer["ratio_max"]]
+                    assert all(abs(a / b - 1) < 1e-9 for a, b in zip(found, ratios)), (peer, ratios)
+            assert len(results) == 2 and all(len(row["peers"]) == 2 for row in results)
+            table = subprocess.run([binary, *arguments, "--prompt", "0", "--compare", "echo 12.5"], capture_output=True, text=True, timeout=300, cwd=ROOT)
+            assert table.returncode == 0 and " 12.5 " in table.stdout and table.stdout.rstrip().endswith("echo 12.5"), table
+            for command, wanted in (("exit 4", "ended with status 4"), ("echo fast", "neither a number"), ("true", "printed nothing"),
+                                    ('echo \'{"n_gen": 3, "n_depth": 32, "avg_ts": 8}\'', "it has: 3 decode steps, depth 32")):
+                done = subprocess.run([binary, *arguments, "--prompt", "0", "--compare", command], capture_output=True, text=True, timeout=60, cwd=ROOT)
+                assert done.returncode != 0 and done.stdout == "" and wanted in done.stderr.splitlines()[-1], (command, done)
+
     def answer_once(listener, answer):
         connection, _ = listener.accept()
         with connection:
@@ -147,6 +177,6 @@ def tests(binary, model):
             connection.sendall(answer)
 
     checks = [bad_starts_say_one_line, errors_of_the_options_file_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
-              the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, health_says_whether_a_server_is_ready,
+              the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, the_benchmark_is_paired_with_other_programs, health_says_whether_a_server_is_ready,
               the_same_by_a_file_and_json_logs]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]
