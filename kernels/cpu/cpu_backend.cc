@@ -39,7 +39,7 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
     check_load_weight(parts);
-    return std::make_unique<PackedWeight>(parts, pool_, in_pairs_);
+    return std::make_unique<PackedWeight>(parts, pool_, weight_memory_, in_pairs_);
   }
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
     check_embedding(out, table, tokens);
@@ -88,6 +88,7 @@ class CpuBackend final : public Backend {
 
   ThreadPool pool_;
   const bool in_pairs_;  // weights, where their type allows
+  CpuMemoryPieces weight_memory_;
   cpu::Scratch gemm_scratch_;
   cpu::AttentionScratch attention_scratch_;
 };

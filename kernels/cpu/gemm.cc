@@ -214,7 +214,7 @@ void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x,
                   const float* bias) {
   if (x.rows <= kDirectRowsMax) {
     const int64_t groups = (x.rows + kDirectRows - 1) / kDirectRows;
-    pool.for_range(weight.panels(), 1, [&](int64_t begin, int64_t end) {
+    pool.for_shared(weight.panels(), 1, [&](int, int64_t begin, int64_t end) {
       // A panel comes from memory for the first group of rows, and from the cache for the others.
       for (int64_t p = begin; p < end; ++p) {
         for (int64_t g = 0; g < groups; ++g) {
@@ -237,7 +237,7 @@ void gemm_of_type(ThreadPool& pool, cpu::Scratch& scratch, Matrix out, Matrix x,
     float* packed = scratch.reserve(static_cast<size_t>(kTilesPerBlock * kTileRows * x.cols));
     pool.for_range((rows + kTileRows - 1) / kTileRows, 1,
                    [&](int64_t begin, int64_t end) { pack_rows(packed, x_block, begin, end); });
-    pool.for_range(weight.panels(), 1, [&](int64_t begin, int64_t end) {
+    pool.for_shared(weight.panels(), 1, [&](int, int64_t begin, int64_t end) {
       blocked_panels<type>(out_block, packed, weight, bias, begin, end);
     });
   }

@@ -264,9 +264,7 @@ void gemm_of_type(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, cons
     auto* widened = reinterpret_cast<std::byte*>(memory + packed_floats);
     pool.for_range(tiles_of(rows), std::max<int64_t>(1, rows_per_worker(x.cols) / kTileRows),
                    [&](int64_t begin, int64_t end) { pack_rows(packed, x_block, begin, end); });
-    const int64_t panels = weight.panels();
-    pool.run([&](int worker) {
-      const int64_t begin = panels * worker / pool.threads(), end = panels * (worker + 1) / pool.threads();
+    pool.for_shared(weight.panels(), 1, [&](int worker, int64_t begin, int64_t end) {
       multiply_panels<type>(out_block, packed, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end);
     });
   }

@@ -96,19 +96,19 @@ void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols
 
 }  // namespace
 
-PackedWeight::PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool, bool in_pairs)
+PackedWeight::PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool, CpuMemoryPieces& memory, bool in_pairs)
     : rows_(total_rows(parts)),
       cols_(parts[0].cols),
       dtype_(common_dtype(parts)),
       in_pairs_(in_pairs && (dtype_ == DType::kBF16 || is_quantized(dtype_))),
-      memory_(static_cast<size_t>(panels()) * panel_bytes()) {
+      memory_(memory.take(static_cast<size_t>(panels()) * panel_bytes())) {
   pool.for_range(panels(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) pack_panel(parts, p);
   });
 }
 
 void PackedWeight::pack_panel(std::span<const HostWeight> parts, int64_t p) {
-  std::byte* panel = memory_.data() + p * panel_bytes();  // fresh memory: the rows past N stay zero
+  std::byte* panel = memory_.data + p * panel_bytes();  // fresh memory: the rows past N stay zero
   Row rows[kPanelRows];
   const int64_t count = std::min(kPanelRows, rows_ - p * kPanelRows);
   bool convert = false;

@@ -30,15 +30,15 @@ constexpr size_t panel_group_bytes(DType dtype) {
 class PackedWeight final : public Weight {
  public:
   // Stacks the parts by rows. They must have the same cols; parts of different types become fp32. `in_pairs`: where the type allows.
-  PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool, bool in_pairs);
+  PackedWeight(std::span<const HostWeight> parts, ThreadPool& pool, CpuMemoryPieces& memory, bool in_pairs);
 
   int64_t rows() const override { return rows_; }
   int64_t cols() const override { return cols_; }
-  size_t bytes() const override { return memory_.bytes(); }
+  size_t bytes() const override { return memory_.bytes; }
   DType dtype() const { return dtype_; }
   bool in_pairs() const { return in_pairs_; }
   int64_t panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
-  const std::byte* panel(int64_t p) const { return memory_.data() + p * panel_bytes(); }
+  const std::byte* panel(int64_t p) const { return memory_.data + p * panel_bytes(); }
   size_t panel_bytes() const {
     if (!is_quantized(dtype_)) return static_cast<size_t>(in_pairs_ ? (cols_ + 1) / 2 * 2 : cols_) * kPanelRows * dtype_bytes(dtype_);
     return static_cast<size_t>((cols_ + kQuantGroup - 1) / kQuantGroup) * panel_group_bytes(dtype_);
@@ -51,7 +51,7 @@ class PackedWeight final : public Weight {
   int64_t cols_;
   DType dtype_;
   bool in_pairs_;
-  CpuMemory memory_;
+  CpuMemoryPiece memory_;
 };
 
 }  // namespace headroom

@@ -66,7 +66,8 @@ int usable_physical_cores() {
   return std::max(cores, 1);
 }
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), claims_(static_cast<size_t>(std::max(threads, 1))) {
+ThreadPool::ThreadPool(int threads)
+    : threads_(threads), claims_(static_cast<size_t>(std::max(threads, 1))), shares_(claims_.size()) {
   CHECK_GE(threads, 1);
   try {
     for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { work(worker); });

@@ -57,6 +57,25 @@ class ThreadPool {
     });
   }
 
+  // Calls body(worker, begin, end) on neighbouring parts of [0, count), each `grain` long but the last. A worker goes through a
+  // contiguous share, then takes parts that are left of the others': what is bound by memory takes unequal times on equal cores.
+  template <class Body>
+  void for_shared(int64_t count, int64_t grain, const Body& body) {
+    const int64_t grains = (count + grain - 1) / grain;
+    for (int worker = 0; worker < threads_; ++worker) {
+      shares_[static_cast<size_t>(worker)].next.store(grains * worker / threads_, std::memory_order_relaxed);
+      shares_[static_cast<size_t>(worker)].end = grains * (worker + 1) / threads_;
+    }
+    run([&](int worker) {
+      for (int i = 0; i < threads_; ++i) {
+        Share& share = shares_[static_cast<size_t>((worker + i) % threads_)];
+        for (int64_t g; (g = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+          body(worker, g * grain, std::min(count, (g + 1) * grain));
+        }
+      }
+    });
+  }
+
  private:
   struct Task {
     void (*call)(const void* context, int worker) = nullptr;
@@ -64,6 +83,10 @@ class ThreadPool {
   };
   struct alignas(64) Claim {
     std::atomic<uint32_t> generation{0};  // of the last task whose part for this worker was begun
+  };
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};  // grain that nobody has begun
+    int64_t end = 0;
   };
   void run_task(Task task);
   void work(int worker);
@@ -76,6 +99,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> generation_{0};  // advances with every task
   alignas(64) std::atomic<int> unfinished_{0};       // parts of the current task, without the caller's own
   std::vector<Claim> claims_;                        // by worker
+  std::vector<Share> shares_;                        // by worker, of for_shared
   std::atomic<bool> stopping_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;  // the first that a body threw

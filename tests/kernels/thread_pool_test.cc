@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -110,6 +111,40 @@ TEST(ThreadPool, SleepsWhenIdleAndWakes) {
   std::atomic<int> calls{0};
   pool.run([&](int) { ++calls; });
   EXPECT_EQ(calls, 2);
+}
+
+TEST(ThreadPool, SharesEveryPartOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (const int64_t count : {0, 1, 2, 7, 64, 1000}) {
+      for (const int64_t grain : {1, 3, 64}) {
+        std::vector<std::atomic<int>> calls(static_cast<size_t>(count));
+        pool.for_shared(count, grain, [&](int worker, int64_t begin, int64_t end) {
+          EXPECT_TRUE(worker >= 0 && worker < threads);
+          EXPECT_EQ(begin % grain, 0);
+          EXPECT_TRUE(begin < end && end <= std::min(count, begin + grain));
+          for (int64_t i = begin; i < end; ++i) ++calls[static_cast<size_t>(i)];
+        });
+        for (const auto& call : calls) EXPECT_EQ(call, 1) << threads << " threads, " << count << " by " << grain;
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, TakesWhatASlowWorkerHasNotBegun) {
+  ThreadPool pool(2);
+  std::atomic<int> left{100};
+  std::atomic<int> by_slow{0};
+  // Whoever takes the very first part keeps it until all others are done: of its share, the other one does the rest.
+  pool.for_shared(100, 1, [&](int, int64_t begin, int64_t) {
+    if (begin == 0) {
+      while (left > 1) std::this_thread::yield();
+      ++by_slow;
+    }
+    --left;
+  });
+  EXPECT_EQ(left, 0);
+  EXPECT_EQ(by_slow, 1);
 }
 
 // In a child: the stacks of 64 threads do not fit into the address space that is left.
