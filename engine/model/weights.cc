@@ -11,6 +11,7 @@
 #include "engine/model/block_type.h"
 #include "engine/model/json_scanner.h"
 #include "kernels/check.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace headroom {
 namespace {
@@ -187,11 +188,33 @@ class Source {
   virtual std::vector<float> vector(const Stack& stack, float random_center) = 0;
 };
 
+// Memory that is used again, as fresh memory costs as much as what is read into it.
+class HostMemory {
+ public:
+  std::byte* of(size_t bytes) {
+    if (bytes > bytes_) {
+      data_.reset();  // before the new one is taken
+      data_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+      bytes_ = bytes;
+    }
+    return data_.get();
+  }
+  void shrink(size_t bytes_max) {
+    if (bytes_ <= bytes_max) return;
+    data_.reset();
+    bytes_ = 0;
+  }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+  size_t bytes_ = 0;
+};
+
 class CheckpointSource : public Source {
  public:
   CheckpointSource(const TensorStore& store, Backend& backend, const WeightTypes& types, const LoadProgress& progress,
                    size_t total_bytes)
-      : store_(store), backend_(backend), types_(types), progress_(progress), total_bytes_(total_bytes) {}
+      : store_(store), backend_(backend), types_(types), progress_(progress), total_bytes_(total_bytes), pool_(usable_physical_cores()) {}
 
   std::unique_ptr<Weight> matrix(const Stack& stack, Role role) override {
     if (stack.empty()) return nullptr;
@@ -201,16 +224,17 @@ class CheckpointSource : public Source {
       host_bytes += static_cast<size_t>(part.rows) * weight_row_bytes(part_type(part, wanted), part.cols);
       file_bytes += info(part).bytes();
     }
-    const auto host = std::make_unique_for_overwrite<std::byte[]>(host_bytes);
+    std::byte* const host = kept_.of(host_bytes);
     std::vector<HostWeight> parts;
     size_t at = 0;
     for (const TensorSpec& part : stack) {
       const DType dtype = part_type(part, wanted);
-      read_as(part, dtype, host.get() + at);
-      parts.push_back({.data = host.get() + at, .dtype = dtype, .rows = part.rows, .cols = part.cols});
+      read_as(part, dtype, host + at);
+      parts.push_back({.data = host + at, .dtype = dtype, .rows = part.rows, .cols = part.cols});
       at += static_cast<size_t>(part.rows) * weight_row_bytes(dtype, part.cols);
     }
     auto weight = backend_.load_weight(parts);
+    for (HostMemory* memory : {&kept_, &stored_}) memory->shrink(total_bytes_ / kHostShare);
     report(file_bytes);
     return weight;
   }
@@ -229,16 +253,22 @@ class CheckpointSource : public Source {
   }
 
  private:
+  static constexpr size_t kHostShare = 32;  // of the weights: what is kept from one stack to the next
+
   const TensorInfo& info(const TensorSpec& part) const { return *store_.find(part.name); }
   const BlockType& type(const TensorSpec& part) const { return type_of(store_, part); }
   DType part_type(const TensorSpec& part, std::optional<DType> wanted) const { return wanted.value_or(type(part).kept); }
 
-  void read_as(const TensorSpec& part, DType dtype, std::byte* destination) const {
+  void read_as(const TensorSpec& part, DType dtype, std::byte* destination) {
     const BlockType& stored = type(part);
     if (stored.kept == dtype && stored.kept_as_stored) return store_.read(part.name, destination);
-    const auto host = std::make_unique_for_overwrite<std::byte[]>(info(part).bytes());
-    store_.read(part.name, host.get());
-    convert_rows(stored, dtype, host.get(), part.rows, part.cols, destination);
+    std::byte* const host = stored_.of(info(part).bytes());
+    store_.read(part.name, host);
+    const uint64_t from_bytes = stored.row_bytes(part.cols), to_bytes = weight_row_bytes(dtype, part.cols);
+    pool_.for_range(part.rows, 1, [&](int64_t begin, int64_t end) {
+      convert_rows(stored, dtype, host + static_cast<uint64_t>(begin) * from_bytes, end - begin, part.cols,
+                   destination + static_cast<uint64_t>(begin) * to_bytes);
+    });
   }
 
   void report(size_t bytes) {
@@ -252,6 +282,8 @@ class CheckpointSource : public Source {
   const LoadProgress& progress_;
   size_t total_bytes_;
   size_t done_bytes_ = 0;
+  ThreadPool pool_;           // converts; the backend packs with its own
+  HostMemory stored_, kept_;  // a part as it is in the file, if that is not how it is kept; a stack as it is
 };
 
 // Uniform values with the variance 1/cols, so that a gemm keeps the size of a normed row.
@@ -336,7 +368,9 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
   const auto norm = [&](const Stack& stack) { return vector(stack, 1.0f); };
   const auto bias = [&](const Stack& stack) { return vector(stack, 0.0f); };
 
+  // The largest come first: at their time there is little else in memory beside the host's copy.
   weights->embedding = matrix(spec.embedding, Role::kEmbedding);
+  weights->lm_head = matrix(spec.lm_head, Role::kEmbedding);
   for (const LayerSpec& layer : spec.layers) {
     LayerWeights loaded;
     loaded.attention_norm = norm(layer.attention_norm);
@@ -354,7 +388,6 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
     weights->layers.push_back(std::move(loaded));
   }
   weights->final_norm = norm(spec.final_norm);
-  weights->lm_head = matrix(spec.lm_head, Role::kEmbedding);
   return weights;
 }
 

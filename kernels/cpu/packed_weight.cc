@@ -59,22 +59,29 @@ Row find_row(std::span<const HostWeight> parts, int64_t row) {
 }
 
 // Writes a panel column by column from rows of the same type. A block of columns at a time keeps the lines of all rows
-// in L1. `together`: columns of a row that are neighbours in the panel.
+// in L1.
 template <class T>
-void interleave_rows(T* panel, std::span<const Row> rows, int64_t cols, int64_t together) {
+void interleave_rows(T* panel, std::span<const Row> rows, int64_t cols) {
   constexpr int64_t kBlock = 64 / sizeof(T);
   for (int64_t begin = 0; begin < cols; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, cols);
     for (size_t r = 0; r < rows.size(); ++r) {
-      for (int64_t k = begin; k < end; ++k) {
-        panel[k / together * together * kPanelRows + static_cast<int64_t>(r) * together + k % together] = load_unaligned<T>(rows[r].data, k);
-      }
+      for (int64_t k = begin; k < end; ++k) panel[k * kPanelRows + static_cast<int64_t>(r)] = load_unaligned<T>(rows[r].data, k);
     }
   }
 }
 
-// The same for quantised rows, group by group.
-void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols, DType dtype, int64_t together) {
+// Two bf16 of a row stay neighbours: they move as one. Behind an odd number of columns the panel has a zero.
+void interleave_pairs(std::byte* panel, std::span<const Row> rows, int64_t cols) {
+  interleave_rows(reinterpret_cast<uint32_t*>(panel), rows, cols / 2);
+  if (cols % 2 == 0) return;
+  auto* last = reinterpret_cast<uint16_t*>(panel) + cols / 2 * 2 * kPanelRows;
+  for (size_t r = 0; r < rows.size(); ++r) last[2 * r] = load_unaligned<uint16_t>(rows[r].data, cols - 1);
+}
+
+// The same for quantised rows, group by group. kTogether: columns of a row that are neighbours in the panel.
+template <int64_t kTogether>
+void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols, DType dtype) {
   const size_t group_bytes = dtype == DType::kI8 ? kInt8GroupBytes : kInt4GroupBytes;
   for (int64_t g = 0; g < (cols + kQuantGroup - 1) / kQuantGroup; ++g, panel += panel_group_bytes(dtype)) {
     std::byte* elements = panel + kPanelScaleBytes;
@@ -82,13 +89,13 @@ void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols
       const std::byte* group = rows[r].data + static_cast<size_t>(g) * group_bytes;
       std::memcpy(panel + 2 * r, group, 2);
       for (int64_t k = 0; k < kQuantGroup; ++k) {
-        const int64_t step = k / together * together, row = static_cast<int64_t>(r);
+        const int64_t step = k / kTogether * kTogether, row = static_cast<int64_t>(r);
         if (dtype == DType::kI8) {
-          elements[step * kPanelRows + row * together + k % together] = static_cast<std::byte>(int8_group_element(group, k));
+          elements[step * kPanelRows + row * kTogether + k % kTogether] = static_cast<std::byte>(int8_group_element(group, k));
           continue;
         }
         const auto half = static_cast<uint32_t>(int4_group_element(group, k)) & 15u;
-        elements[step * kPanelRows / 2 + row % 16 * together + k % together] |= static_cast<std::byte>(half << (row / 16 * 4));
+        elements[step * kPanelRows / 2 + row % 16 * kTogether + k % kTogether] |= static_cast<std::byte>(half << (row / 16 * 4));
       }
     }
   }
@@ -123,11 +130,13 @@ void PackedWeight::pack_panel(std::span<const HostWeight> parts, int64_t p) {
       for (int64_t k = 0; k < cols_; ++k) to[k * kPanelRows + r] = load_as_f32(rows[r].data, rows[r].dtype, k);
     }
   } else if (is_quantized(dtype_)) {
-    interleave_groups(panel, used, cols_, dtype_, in_pairs_ ? 2 : 1);
+    (in_pairs_ ? interleave_groups<2> : interleave_groups<1>)(panel, used, cols_, dtype_);
+  } else if (in_pairs_) {
+    interleave_pairs(panel, used, cols_);
   } else if (dtype_ == DType::kF32) {
-    interleave_rows(reinterpret_cast<float*>(panel), used, cols_, 1);
+    interleave_rows(reinterpret_cast<float*>(panel), used, cols_);
   } else {
-    interleave_rows(reinterpret_cast<uint16_t*>(panel), used, cols_, in_pairs_ ? 2 : 1);
+    interleave_rows(reinterpret_cast<uint16_t*>(panel), used, cols_);
   }
 }
 

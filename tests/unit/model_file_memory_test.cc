@@ -4,16 +4,21 @@
 // times the whole. GGUF counts the elements of all arrays: 4 Mi of at most 64 bytes each.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "engine/model/config.h"
 #include "engine/model/gguf.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/weights.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "kernels/backend.h"
 #include "tests/unit/checkpoint_writer.h"
 #include "tests/unit/heap_peak.h"
+#include "tests/unit/tiny_llama.h"
 
 namespace headroom {
 namespace {
@@ -123,6 +128,49 @@ TEST(GgufMemory, PeakIsBounded) {
     EXPECT_NE(error.find("\"i\" brings the arrays to over 4194304 elements"), std::string::npos) << error;
     EXPECT_LE(growth, kGgufArrayElementsMax * 64 + kAllowance);
   }
+}
+
+// While weights are loaded there is the host's copy beside what the backend has so far: together at most 1.15 times the weights, though
+// embedding and output are a quarter of them each.
+TEST(LoadingMemory, PeakIsLittleMoreThanTheWeights) {
+  TinyLlama shape{.layers = 16, .model_dim = 128, .query_heads = 2, .kv_heads = 2, .head_dim = 64, .ffn_dim = 512, .vocab_size = 16384};
+  ModelConfig config = shape.config();
+  config.tied_embeddings = false;
+  std::vector<TestTensor> tensors;
+  const auto add = [&](const std::string& name, int64_t rows, int64_t cols) {
+    const int64_t count = rows * std::max<int64_t>(cols, 1);
+    std::vector<int64_t> dims = cols == 0 ? std::vector{rows} : std::vector{rows, cols};
+    tensors.push_back({.name = name, .type = "BF16", .shape = std::move(dims), .data = std::string(static_cast<size_t>(2 * count), '\x3c')});
+  };
+  add("model.embed_tokens.weight", shape.vocab_size, shape.model_dim);
+  add("lm_head.weight", shape.vocab_size, shape.model_dim);
+  add("model.norm.weight", shape.model_dim, 0);
+  for (int32_t i = 0; i < shape.layers; ++i) {
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"}) add(prefix + norm, shape.model_dim, 0);
+    for (const char* part : {"q", "k", "v", "o"}) add(prefix + "self_attn." + part + "_proj.weight", 128, shape.model_dim);
+    for (const char* part : {"gate", "up"}) add(prefix + "mlp." + part + "_proj.weight", shape.ffn_dim, shape.model_dim);
+    add(prefix + "mlp.down_proj.weight", shape.model_dim, shape.ffn_dim);
+  }
+  const TestDirectory dir;
+  write_file(dir / "model.safetensors", safetensors_bytes(tensors));
+  tensors.clear();
+
+  const auto backend = make_cpu_backend({.threads = 2});
+  const size_t before = live_bytes;
+  size_t most = 0, calls = 0, all = 0;
+  peak_bytes = before;
+  const auto weights = load_weights(dir.path(), config, *backend, [&](size_t done, size_t total) {
+    most = std::max(most, done + peak_bytes - before);  // packed memory is none of the heap's
+    peak_bytes = live_bytes.load();
+    all = total;
+    ++calls;
+  });
+  EXPECT_EQ(all, size_t{2} * (2 * 16384 * 128 + 16 * (4 * 128 * 128 + 3 * 512 * 128) + 33 * 128));
+  EXPECT_EQ(weights->bytes, all + size_t{2} * 33 * 128) << "norms are kept in fp32";
+  EXPECT_GE(calls, 16u * 6);
+  EXPECT_GT(most, all) << "the measure itself does not work";
+  EXPECT_LE(static_cast<double>(most), 1.15 * static_cast<double>(all));
 }
 
 }  // namespace
