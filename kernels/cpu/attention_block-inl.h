@@ -93,17 +93,17 @@ HWY_INLINE void transpose_words(D d, V (&words)[4]) {
   words[3] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_high, ce_high));
 }
 
-// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of the next
-// block's keys and values are asked for, a few lines at a time, because a burst of prefetches fills the core's miss
-// buffers and stalls it.
+// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of a later block's
+// keys and values are asked for, a few lines at a time. Into L2: the few miss buffers of L1 would hold the core up (half
+// the bytes per second).
 template <size_t kBytes, class T>
 HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
   const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
-  for (size_t line = 0; line < kBytes; line += 64) hwy::Prefetch(begin + line);
+  for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(begin + line, 0, 2);
 }
 
 // to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element, two 16-bit ones or four int8, which widen
-// after the transpose. `ahead_k` and `ahead_v`, unless null: the same rows of the next block. Where head_dim is not a
+// after the transpose. `ahead_k` and `ahead_v`, unless null: the same rows of a later block. Where head_dim is not a
 // multiple of 16, the last words of int8 rows belong to what follows them in the page, and land in the padding of `to`.
 template <DType type>
 HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k,
@@ -151,13 +151,13 @@ HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Eleme
 // The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed
 // with the others: a lane meets no other lane until it has been masked.
 template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& next) {
+void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& later) {
   for (int32_t j = 0; j < kBlockKeys; j += kLanes) {
     const int32_t c = j / kChunkKeys;
     if (rows.k[c] == nullptr) continue;
     const int64_t at = j % kChunkKeys * rows.head_dim;
-    const bool ahead = next.k[c] != nullptr;
-    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? next.k[c] + at : nullptr, ahead ? next.v[c] + at : nullptr,
+    const bool ahead = later.k[c] != nullptr;
+    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? later.k[c] + at : nullptr, ahead ? later.v[c] + at : nullptr,
                          rows.head_dim);
   }
 }

@@ -17,7 +17,8 @@ constexpr int kTileQueryRows = 32;  // the largest group
 constexpr int kBlockKeys = 32;
 constexpr int kChunkKeys = 16;  // the smallest page: keys of one chunk are neighbours in memory
 constexpr int32_t kSplitKeys = 512;
-static_assert(kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
+constexpr int32_t kAheadKeys = 2 * kBlockKeys;  // what is asked of memory while a block is worked on
+static_assert(kAheadKeys % kBlockKeys == 0 && kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
 // Bytes that the states of splits may take before they are merged; more tiles are done in turns.

@@ -182,13 +182,13 @@ HWY_INLINE void exp2_rows(float* values) {
 // Takes one block of keys into the split's state of every row that sees some of them.
 template <DType type>
 void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block,
-                  KeyRange block_range, KeyRange next_range) {
+                  KeyRange block_range, const BlockRows<type>& later) {
   const int64_t head_dim = call.params.head_dim;
   const int64_t padded_dim = call.padded_dim();
   const int group = call.group();
   const float scale_log2 = call.params.scale * 1.44269504f;
   const BlockRows<type> rows(call, tile, block, block_range);
-  load_keys<type>(memory.keys, rows, BlockRows<type>(call, tile, block + kBlockKeys, next_range));
+  load_keys<type>(memory.keys, rows, later);
   for_register_tiles(0, call.rows(tile), [&](int first, auto count) HWY_ATTR {
     score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys,
                                        head_dim);
@@ -238,17 +238,29 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
   }
 }
 
-// The state of all rows over the keys of one split.
+// What is to be read kAheadKeys after `block`: of the tile, and behind its end of `next`, unless null.
 template <DType type>
-void attend_split(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t split) {
+BlockRows<type> rows_ahead(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, int32_t block) {
+  const auto rows_at = [&call](const AttentionTile& of, int32_t at) {
+    const KeyRange seen = cpu::visible_to_tile(of, call.params.window_tokens);
+    return BlockRows<type>(call, of, at, {std::max(at, seen.begin), std::min(at + kBlockKeys, seen.end)});
+  };
+  const int32_t at = block + cpu::kAheadKeys, end = (tile.last_position() / kBlockKeys + 1) * kBlockKeys;
+  if (at < end || next == nullptr) return rows_at(tile, at);
+  const int32_t next_begin = cpu::visible_to_tile(*next, call.params.window_tokens).begin / kBlockKeys * kBlockKeys;
+  return rows_at(*next, next_begin + at - end);
+}
+
+// The state of all rows over the keys of one split. `next`, unless null: the tile whose splits are likely to follow the tile's own.
+template <DType type>
+void attend_split(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, TileMemory& memory, int32_t split) {
   memory.split.clear(call.rows(tile), call.padded_dim());
   const KeyRange seen = cpu::visible_to_tile(tile, call.params.window_tokens);
   const int32_t end = std::min((split + 1) * cpu::kSplitKeys, seen.end);
   for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
     if (range.empty()) continue;
-    const KeyRange next{block + kBlockKeys, std::min(block + 2 * kBlockKeys, end)};
-    attend_block<type>(call, tile, memory, block, range, next);
+    attend_block<type>(call, tile, memory, block, range, rows_ahead<type>(call, tile, next, block));
   }
 }
 
@@ -302,16 +314,17 @@ void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxSta
   }
 }
 
-void attend_split_any(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t split) {
+void attend_split_any(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, TileMemory& memory,
+                      int32_t split) {
   switch (call.layer.dtype) {
     case DType::kF32:
-      return attend_split<DType::kF32>(call, tile, memory, split);
+      return attend_split<DType::kF32>(call, tile, next, memory, split);
     case DType::kBF16:
-      return attend_split<DType::kBF16>(call, tile, memory, split);
+      return attend_split<DType::kBF16>(call, tile, next, memory, split);
     case DType::kF16:
-      return attend_split<DType::kF16>(call, tile, memory, split);
+      return attend_split<DType::kF16>(call, tile, next, memory, split);
     case DType::kI8:
-      return attend_split<DType::kI8>(call, tile, memory, split);
+      return attend_split<DType::kI8>(call, tile, next, memory, split);
     case DType::kI4:
       break;  // of weights alone: check_layer
   }
@@ -322,8 +335,6 @@ void attend_split_any(const AttentionCall& call, const AttentionTile& tile, Tile
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <atomic>
-
 namespace headroom {
 HWY_EXPORT(attend_split_any);
 HWY_EXPORT(merge_split);
@@ -357,26 +368,27 @@ std::vector<AttentionTile> cut_tiles(const AttentionCall& call) {
   return tiles;
 }
 
+const AttentionTile* following(std::span<const AttentionTile> tiles, size_t i) { return i + 1 < tiles.size() ? &tiles[i + 1] : nullptr; }
+
 // Whole tiles to whichever worker is free: enough of them to go round.
 void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles,
                   float* worker_memory) {
   const size_t memory_floats = TileMemory::floats(call.padded_dim());
-  std::atomic<size_t> next{0};
-  const auto body = [&](int worker) {
+  const auto attend = [&](int worker, int64_t begin, int64_t end) {
     TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
-    for (size_t i = next.fetch_add(1); i < tiles.size(); i = next.fetch_add(1)) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
       HWY_DYNAMIC_DISPATCH(load_queries)(call, tiles[i], memory.queries);
       memory.total.clear(call.rows(tiles[i]), call.padded_dim());
       const SplitRange splits = splits_of(tiles[i], call.params.window_tokens);
       for (int32_t split = splits.begin; split < splits.end; ++split) {
-        HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[i], memory, split);
+        HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[i], following(tiles, i), memory, split);
         HWY_DYNAMIC_DISPATCH(merge_split)(call, tiles[i], memory.total, memory.split, split);
       }
       HWY_DYNAMIC_DISPATCH(store_rows)(call, tiles[i], memory.total);
     }
   };
-  if (tiles.size() == 1) return body(0);
-  pool.run(body);
+  if (tiles.size() == 1) return attend(0, 0, 1);
+  pool.for_shared(static_cast<int64_t>(tiles.size()), 1, attend);
 }
 
 // Few tiles and long contexts: the splits go round, then each tile merges its own in ascending order.
@@ -397,20 +409,16 @@ void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const 
   const size_t state_floats = SoftmaxState::floats(call.padded_dim());
   const size_t memory_floats = TileMemory::floats(call.padded_dim());
   float* states = partials.reserve(parts.size() * state_floats);
-  std::atomic<size_t> next_part{0};
-  pool.run([&](int worker) {
+  pool.for_shared(static_cast<int64_t>(parts.size()), 1, [&](int worker, int64_t begin, int64_t) {
     TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
-    for (size_t i = next_part.fetch_add(1); i < parts.size(); i = next_part.fetch_add(1)) {
-      const AttentionTile& tile = tiles[parts[i].tile];
-      memory.split = SoftmaxState(states + i * state_floats);
-      HWY_DYNAMIC_DISPATCH(load_queries)(call, tile, memory.queries);
-      HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tile, memory, parts[i].split);
-    }
+    const Part& part = parts[static_cast<size_t>(begin)];
+    memory.split = SoftmaxState(states + static_cast<size_t>(begin) * state_floats);
+    HWY_DYNAMIC_DISPATCH(load_queries)(call, tiles[part.tile], memory.queries);
+    HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[part.tile], following(tiles, part.tile), memory, part.split);
   });
-  std::atomic<size_t> next_tile{0};
-  pool.run([&](int worker) {
+  pool.for_shared(static_cast<int64_t>(tiles.size()), 1, [&](int worker, int64_t begin, int64_t end) {
     TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
-    for (size_t i = next_tile.fetch_add(1); i < tiles.size(); i = next_tile.fetch_add(1)) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
       memory.total.clear(call.rows(tiles[i]), call.padded_dim());
       for (size_t part = first_part[i]; part < first_part[i + 1]; ++part) {
         const SoftmaxState split(states + part * state_floats);
