@@ -243,7 +243,7 @@ TEST_F(Front, AnExceptionInAStreamEndsItWithAnErrorEvent) {
   });
   Client client(port);
   client.send_text(generate(R"("prompt":"a","stream":true)"));
-  const std::string all = client.read_until("0\r\n\r\n");
+  const std::string all = client.read_until("\r\n0\r\n\r\n");
   EXPECT_THAT(all, HasSubstr("begun"));
   EXPECT_THAT(all, HasSubstr("data: {\"error\":{\"message\":\"internal error\",\"type\":\"internal_server_error\",\"param\":null,\"code\":null}}\n\n"
                              "data: [DONE]\n\n\r\n0\r\n\r\n"));
