@@ -25,6 +25,7 @@ Engine::Engine(EngineOptions options, KvShape shape, std::unique_ptr<ModelRunner
       vocab_size_(runner_->vocab_size()),
       inbox_(std::make_shared<Inbox>(options_.scheduler)),
       scheduler_(options_.scheduler),
+      pace_(options_.step_slowdown_max, options_.scheduler.step_tokens_max),
       sampler_(vocab_size_),
       last_progress_time_(Clock::now()) {
   if (options_.scheduler.tenants.size() > 1) totals_.tenants.resize(options_.scheduler.tenants.size());

@@ -26,6 +26,7 @@
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/step_pace.h"
 #include "engine/token_stream.h"
 
 namespace headroom {
@@ -33,6 +34,7 @@ namespace headroom {
 struct EngineOptions {
   SchedulerOptions scheduler;
   std::vector<TokenId> eos_token_ids;
+  int32_t step_slowdown_max = 0;  // of a step that generates, by tokens of prompts beside (StepPace); 0: no bound
   int64_t idle_check_pages_max = 1 << 16;  // when idle, pools of up to this many pages are checked for I1
 };
 
@@ -60,6 +62,8 @@ struct EngineStats {
   int64_t prefill_tokens = 0;  // computed, beside one for each sequence that writes
   int64_t first_tokens = 0, next_tokens = 0;               // as EngineObserver::on_token counts them
   double first_token_seconds = 0, next_token_seconds = 0;  // their sums
+  double token_gap_seconds_max = 0;  // the longest between two tokens of a request with one choice
+  int32_t chunk_tokens = 0;          // of prompts in a step that generates too, at most
   bool draining = false, faulted = false;
   std::string fault;             // what the model failed at
   bool work_pending = false;
@@ -164,6 +168,7 @@ class Engine {
 
   // Engine thread only.
   Scheduler scheduler_;
+  StepPace pace_;
   Sampler sampler_;
   Batch batch_;
   std::vector<std::unique_ptr<Live>> admitting_;  // out of the inbox, not all in live_ yet

@@ -10,6 +10,8 @@ namespace headroom {
 
 void Engine::step() {
   const auto started = Clock::now();
+  totals_.chunk_tokens = pace_.chunk_tokens();
+  scheduler_.set_chunk_tokens_max(totals_.chunk_tokens);
   const StepPlan& plan = scheduler_.plan();
   const auto planned = Clock::now();
   leave_queue(plan);
@@ -36,6 +38,7 @@ void Engine::step() {
       decode += s.tokens == 1 && s.first_position >= static_cast<int32_t>(find(s.request)->request.prompt.size()) ? 1 : 0;
     }
     totals_.prefill_tokens += plan.tokens - decode;
+    pace_.note(decode, plan.tokens - decode, seconds_between(planned, ran));
     if (observer_ != nullptr) {
       observer_->on_step({.sequences = static_cast<int32_t>(plan.sequences.size()),
                           .prefill_tokens = plan.tokens - decode,
@@ -230,6 +233,7 @@ void Engine::note_progress(Live& live) {
     const double seconds = seconds_between(first ? live.arrival : live.last_token, now);
     ++(first ? totals_.first_tokens : totals_.next_tokens);
     (first ? totals_.first_token_seconds : totals_.next_token_seconds) += seconds;
+    if (!first) totals_.token_gap_seconds_max = std::max(totals_.token_gap_seconds_max, seconds);
     if (observer_ != nullptr) {
       observer_->on_token({.first = first,
                            .seconds = seconds,

@@ -100,6 +100,7 @@ const StepPlan& Scheduler::plan() {
   int32_t single_budget = options_.step_tokens_max;
   const auto singles = std::ranges::count_if(running_, [](const Sequence* s) { return s->uncomputed() == 1; });
   auto chunk_budget = static_cast<int32_t>(std::max<int64_t>(single_budget - singles, 0));
+  if (singles > 0) chunk_budget = std::min(chunk_budget, chunk_tokens_max_);
   bool stalled = false;
   for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens it
     const int32_t uncomputed = running_[i]->uncomputed();
@@ -125,6 +126,11 @@ const StepPlan& Scheduler::plan() {
   CHECK(!plan_.empty() || requests_.empty()) << "nothing can advance";
   plan_open_ = !plan_.empty();
   return plan_;
+}
+
+void Scheduler::set_chunk_tokens_max(int32_t tokens) {
+  CHECK_GE(tokens, 1) << "or the oldest sequence might not advance";
+  chunk_tokens_max_ = tokens;
 }
 
 void Scheduler::drop_cancelled() {

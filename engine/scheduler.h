@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -172,6 +173,8 @@ class Scheduler {
   // The next step. Valid until the next call. REQUIRES that the last plan, unless empty, was committed or abandoned.
   // Never empty while a request is unfinished.
   const StepPlan& plan();
+  // Of chunks of prompts in the next plans, while a sequence has just one token to compute: they share it. At least 1.
+  void set_chunk_tokens_max(int32_t tokens);
   const StepPlan& current_plan() const { return plan_; }  // what plan() returned last
 
   // The step was run. `sampled` holds one token for each of plan.sampled, in that order.
@@ -260,6 +263,7 @@ class Scheduler {
   int64_t turns_ = 0;
   int64_t queue_requests_ = 0;
   int64_t queue_tokens_ = 0;
+  int32_t chunk_tokens_max_ = std::numeric_limits<int32_t>::max();
 
   StepPlan plan_;
   bool plan_open_ = false;  // handed out, neither committed nor abandoned

@@ -206,6 +206,7 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   engine_options.scheduler.pages_total = plan.capacity.pages;
   engine_options.scheduler.page_tokens = options.page_tokens;
   engine_options.scheduler.step_tokens_max = options.step_tokens_max;
+  engine_options.step_slowdown_max = options.step_slowdown_max;
   engine_options.scheduler.running_sequences_max = options.running_sequences_max;
   engine_options.scheduler.queue_requests_max = options.queue_requests_max;
   engine_options.scheduler.queue_tokens_max = options.queue_tokens_max;

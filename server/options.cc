@@ -169,6 +169,9 @@ void add_kv_rows(std::vector<OptionRow>& rows) {
 void add_scheduling_rows(std::vector<OptionRow>& rows) {
   rows.push_back(number_row("step_tokens_max", "Scheduling", "N", 1, 1 << 20,
                             "tokens of one step: more is faster, fewer makes others wait less", FIELD(step_tokens_max)));
+  rows.push_back(number_row("step_slowdown_max", "Scheduling", "N", 0, 1000,
+                            "a step that generates takes at most so many times longer by the prompts beside it, which are cut accordingly; 0: they are not",
+                            FIELD(step_slowdown_max)));
   rows.push_back(number_row("running_sequences_max", "Scheduling", "N", 1, 1 << 16, "sequences that run at the same time",
                             FIELD(running_sequences_max)));
   rows.push_back(number_row("queue_requests_max", "Scheduling", "N", 1, 1 << 20, "requests that wait; one more is answered 429",

@@ -1,4 +1,5 @@
-// What a type of weights or KV pages costs in quality: prints one JSON object for each pair of types, against bf16 for both.
+// What a type of weights, KV pages or activations costs in quality: prints one JSON object for each combination, against bf16 for weights
+// and KV with activations of fp32. Activations of bf16 are left out where the CPU does not multiply them.
 //
 //   quality MODEL CASES.json    MODEL: a directory or a GGUF file. Cases: {"stories": [text], "recalls": [[prompt, word]]}.
 //   quality --shape CONFIG      random weights and random tokens: the difference of logits alone.
@@ -30,15 +31,22 @@ constexpr int32_t kPageTokens = 16;
 
 struct Types {
   DType weights, kv;
+  bool bf16_activations = false;
 };
 constexpr Types kReference{DType::kBF16, DType::kBF16};
 constexpr Types kCompared[] = {kReference,
-                               {DType::kF16, DType::kF16},
+                               {DType::kF16, DType::kBF16},
                                {DType::kI8, DType::kBF16},
                                {DType::kI4, DType::kBF16},
+                               {DType::kBF16, DType::kF32},
+                               {DType::kBF16, DType::kF16},
                                {DType::kBF16, DType::kI8},
                                {DType::kI8, DType::kI8},
-                               {DType::kI4, DType::kI8}};
+                               {DType::kI4, DType::kI8},
+                               {DType::kBF16, DType::kBF16, true},
+                               {DType::kI8, DType::kBF16, true},
+                               {DType::kI4, DType::kBF16, true},
+                               {DType::kI8, DType::kI8, true}};
 
 struct Texts {
   std::vector<std::vector<int32_t>> stories;
@@ -53,7 +61,7 @@ struct Texts {
 class Subject {
  public:
   Subject(const ModelConfig& config, const TensorStore* tensors, Types types, int32_t tokens_max)
-      : config_(config), kv_(types.kv), tokens_max_(tokens_max), backend_(make_cpu_backend({})) {
+      : config_(config), kv_(types.kv), tokens_max_(tokens_max), backend_(make_cpu_backend({.bf16_activations = types.bf16_activations})) {
     auto weights = tensors != nullptr ? load_weights(*tensors, config, *backend_, {}, WeightTypes::of(types.weights))
                                       : random_weights(config, types.weights, 1, *backend_);
     bytes_ = weights->bytes;
@@ -99,18 +107,26 @@ int64_t best_of(const float* logits, int64_t vocab) { return std::max_element(lo
 // Of all rows of the stories: loss, how often the likeliest token is that of the reference, and KL(reference ‖ subject).
 struct Comparison {
   double loss = 0, kl = 0, kl_max = 0;
+  double noise_gain = 0;  // sum over rows of the variance of the reference's logits · (1 − sum of its squared probabilities)
   int64_t predicted = 0, rows = 0, agreed = 0;
 
-  void add(Subject& subject, Subject& reference, const std::vector<int32_t>& story) {
-    const Matrix expected_view = reference.run(story);
-    const std::vector<float> expected(expected_view.data, expected_view.data + expected_view.rows * expected_view.cols);
+  // `expected`: the reference's logits.
+  void add(Subject& subject, const std::vector<float>& expected, const std::vector<int32_t>& story) {
     const Matrix logits = subject.run(story);
     for (int64_t t = 0; t < logits.rows; ++t) {
       const float* expected_row = expected.data() + t * logits.cols;
       const std::vector<double> p = log_probabilities(expected_row, logits.cols), q = log_probabilities(logits.row(t), logits.cols);
-      double divergence = 0.0;
-      for (size_t i = 0; i < p.size(); ++i) divergence += std::exp(p[i]) * (p[i] - q[i]);
+      double divergence = 0.0, sum = 0.0, square = 0.0, collision = 0.0;
+      for (size_t i = 0; i < p.size(); ++i) {
+        const double share = std::exp(p[i]);
+        divergence += share * (p[i] - q[i]);
+        collision += share * share;
+        sum += p[i];
+        square += p[i] * p[i];
+      }
       kl += divergence;
+      const auto vocab = static_cast<double>(p.size());
+      noise_gain += (square / vocab - sum / vocab * (sum / vocab)) * (1 - collision);
       kl_max = std::max(kl_max, divergence);
       agreed += best_of(expected_row, logits.cols) == best_of(logits.row(t), logits.cols);
       ++rows;
@@ -126,12 +142,20 @@ Json compare(const ModelConfig& config, const TensorStore* tensors, const Texts&
   for (const auto& story : texts.stories) longest = std::max(longest, story.size());
   for (const auto& recall : texts.recalls) longest = std::max(longest, recall.prompt.size());
   const auto tokens_max = static_cast<int32_t>(longest);
-  Subject reference(config, tensors, kReference, tokens_max);
+  std::vector<std::vector<float>> expected;
+  {
+    Subject reference(config, tensors, kReference, tokens_max);
+    for (const auto& story : texts.stories) {
+      const Matrix logits = reference.run(story);
+      expected.emplace_back(logits.data, logits.data + logits.rows * logits.cols);
+    }
+  }
   Json rows = Json::array();
   for (const Types& types : kCompared) {
+    if (types.bf16_activations && !cpu_multiplies_bf16()) continue;
     Subject subject(config, tensors, types, tokens_max);
     Comparison comparison;
-    for (const auto& story : texts.stories) comparison.add(subject, reference, story);
+    for (size_t i = 0; i < texts.stories.size(); ++i) comparison.add(subject, expected[i], texts.stories[i]);
     int64_t right = 0;
     for (const auto& recall : texts.recalls) {
       const Matrix logits = subject.run(recall.prompt);
@@ -139,6 +163,7 @@ Json compare(const ModelConfig& config, const TensorStore* tensors, const Texts&
     }
     rows.push_back({{"weights", dtype_name(types.weights)},
                     {"kv", dtype_name(types.kv)},
+                    {"activations", types.bf16_activations ? "bf16" : "fp32"},
                     {"weight_bytes", subject.weight_bytes()},
                     {"kv_token_bytes", kv_shape(config, types.kv, kPageTokens).token_bytes()},
                     {"perplexity", std::exp(comparison.loss / static_cast<double>(comparison.predicted))},
@@ -146,6 +171,7 @@ Json compare(const ModelConfig& config, const TensorStore* tensors, const Texts&
                     {"top1", static_cast<double>(comparison.agreed) / static_cast<double>(comparison.rows)},
                     {"kl", comparison.kl / static_cast<double>(comparison.rows)},
                     {"kl_max", comparison.kl_max},
+                    {"noise_gain", comparison.noise_gain / static_cast<double>(comparison.rows)},
                     {"rows", comparison.rows}});
   }
   return rows;

@@ -37,6 +37,7 @@ enum class Event : uint8_t {
   cancelled_after_end,
   // The scheduler at work.
   chunk_of_prompt,
+  chunks_held_back,
   fork,
   copy_on_write,
   preempted_in_prefill,
@@ -89,6 +90,7 @@ inline constexpr std::array<const char*, kEvents> kEventNames = {
     "cancelled twice",
     "cancelled after the end",
     "chunks of prompts",
+    "chunks held back beside answers",
     "forks",
     "copies on write",
     "preempted in prefill",

@@ -106,6 +106,7 @@ MUTANTS = {
          "  while (!running_.empty())")]),
 
     # Somebody waits for ever, or takes more than is his.
+    "chunks_ignore_their_limit": (SCHEDULER, [("std::min(chunk_budget, chunk_tokens_max_)", "std::min(chunk_budget, chunk_budget)")]),
     "step_budget_ignores_decode": (SCHEDULER, [("single_budget - singles, 0", "single_budget - 0 * singles, 0")]),
     "slots_of_forks_not_kept": (SCHEDULER, [  # more sequences run than may
         ("running_slots_ + sequence.slots > options_.running_sequences_max",

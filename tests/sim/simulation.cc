@@ -86,6 +86,10 @@ void Simulation::run(int64_t steps) {
 void Simulation::step() {
   ++coverage_.steps;
   sample_failed_ = false;
+  if (random_.chance(0.1)) {
+    chunk_tokens_max_ = random_.chance(0.5) ? random_.between(1, 8) : options_.step_tokens_max;
+    scheduler_->set_chunk_tokens_max(chunk_tokens_max_);
+  }
   const StepPlan& plan = scheduler_->plan();
   observe_plan(plan);
   observe_tables();

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -174,6 +175,7 @@ class Simulation {
   int32_t last_answer_salt_ = 0;
 
   std::optional<Scheduler> scheduler_;
+  int32_t chunk_tokens_max_ = std::numeric_limits<int32_t>::max();
   const PrefixCache* prefix_cache_ = nullptr;
   std::optional<FakePool> pool_;
   std::vector<std::unique_ptr<Client>> clients_;  // by id, which is also by age

@@ -9,13 +9,20 @@ void Simulation::observe_plan(const StepPlan& plan) {
   observe_cancelled(plan);
   observe_preempted(plan);
   check_turns(plan);
-  int32_t tokens = 0;
+  int32_t tokens = 0, chunk_tokens = 0;
+  bool writes = false;  // somebody who runs had just one token to compute
   for (const ScheduledSequence& scheduled : plan.sequences) {
+    const Choice& choice = client_of(scheduled.request).choices[static_cast<size_t>(scheduled.choice)];
+    const bool one = scheduled.tokens == 1 && scheduled.first_position + 1 == static_cast<int32_t>(choice.tokens.size());
+    writes |= one && choice.running;
+    chunk_tokens += one ? 0 : scheduled.tokens;
     observe_scheduled(plan, scheduled);
     tokens += scheduled.tokens;
   }
   require(tokens == plan.tokens, "the plan counts ", plan.tokens, " tokens and holds ", tokens);
   require(tokens <= options_.step_tokens_max, "a step of ", tokens, " tokens");
+  require(!writes || chunk_tokens <= chunk_tokens_max_, "chunks of ", chunk_tokens, " tokens instead of ", chunk_tokens_max_);
+  if (writes && chunk_tokens > 0 && chunk_tokens == chunk_tokens_max_) coverage_.add(Event::chunks_held_back);
   check_progress(plan);
 }
 

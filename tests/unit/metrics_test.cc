@@ -59,6 +59,8 @@ EngineStats fixed_stats() {
   stats.recomputed_tokens = 77;
   stats.evicted_pages = 8;
   stats.steps = 123;
+  stats.token_gap_seconds_max = 0.375;
+  stats.chunk_tokens = 40;
   return stats;
 }
 
