@@ -116,7 +116,8 @@ def main() -> int:
     print("|" + "---|" * 11)
     try:
         for shape in args.shape:
-            print_table(os.path.splitext(os.path.basename(shape))[0], measure(args.binary, "--shape", shape))
+            path, name = os.path.split(os.path.abspath(shape))
+            print_table(os.path.basename(path) if name == "config.json" else os.path.splitext(name)[0], measure(args.binary, "--shape", shape))
         if not args.shape:
             with tempfile.NamedTemporaryFile("w", suffix=".json") as cases:
                 json.dump(make_cases(args.stories, args.recalls), cases)
