@@ -21,6 +21,9 @@ constexpr int32_t kAheadKeys = 2 * kBlockKeys;  // what is asked of memory while
 static_assert(kAheadKeys % kBlockKeys == 0 && kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
+// KV heads whose tiles are worked on together, and rows of a tile up to which they are: more would not fit into L1.
+constexpr size_t kHeadsTogether = 4;
+constexpr int kRowsTogether = 8;
 // Bytes that the states of splits may take before they are merged; more tiles are done in turns.
 constexpr size_t kPartialBytesMax = 1 << 20;
 

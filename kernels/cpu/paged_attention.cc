@@ -251,16 +251,20 @@ BlockRows<type> rows_ahead(const AttentionCall& call, const AttentionTile& tile,
   return rows_at(*next, next_begin + at - end);
 }
 
-// The state of all rows over the keys of one split. `next`, unless null: the tile whose splits are likely to follow the tile's own.
+// The states of all rows of some tiles over the keys of one split: tiles of several KV heads of the same rows. `next`, unless null: the
+// tile that is likely to follow them.
 template <DType type>
-void attend_split(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, TileMemory& memory, int32_t split) {
-  memory.split.clear(call.rows(tile), call.padded_dim());
-  const KeyRange seen = cpu::visible_to_tile(tile, call.params.window_tokens);
+void attend_split(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next, std::span<TileMemory> memory,
+                  int32_t split) {
+  for (size_t h = 0; h < heads.size(); ++h) memory[h].split.clear(call.rows(heads[h]), call.padded_dim());
+  const KeyRange seen = cpu::visible_to_tile(heads[0], call.params.window_tokens);
   const int32_t end = std::min((split + 1) * cpu::kSplitKeys, seen.end);
   for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
     if (range.empty()) continue;
-    attend_block<type>(call, tile, memory, block, range, rows_ahead<type>(call, tile, next, block));
+    for (size_t h = 0; h < heads.size(); ++h) {
+      attend_block<type>(call, heads[h], memory[h], block, range, rows_ahead<type>(call, heads[h], next, block));
+    }
   }
 }
 
@@ -314,17 +318,17 @@ void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxSta
   }
 }
 
-void attend_split_any(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, TileMemory& memory,
-                      int32_t split) {
+void attend_split_any(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next,
+                      std::span<TileMemory> memory, int32_t split) {
   switch (call.layer.dtype) {
     case DType::kF32:
-      return attend_split<DType::kF32>(call, tile, next, memory, split);
+      return attend_split<DType::kF32>(call, heads, next, memory, split);
     case DType::kBF16:
-      return attend_split<DType::kBF16>(call, tile, next, memory, split);
+      return attend_split<DType::kBF16>(call, heads, next, memory, split);
     case DType::kF16:
-      return attend_split<DType::kF16>(call, tile, next, memory, split);
+      return attend_split<DType::kF16>(call, heads, next, memory, split);
     case DType::kI8:
-      return attend_split<DType::kI8>(call, tile, next, memory, split);
+      return attend_split<DType::kI8>(call, heads, next, memory, split);
     case DType::kI4:
       break;  // of weights alone: check_layer
   }
@@ -368,63 +372,124 @@ std::vector<AttentionTile> cut_tiles(const AttentionCall& call) {
   return tiles;
 }
 
-const AttentionTile* following(std::span<const AttentionTile> tiles, size_t i) { return i + 1 < tiles.size() ? &tiles[i + 1] : nullptr; }
+// Tiles that are worked on together: some KV heads of the same rows, whose keys and values lie side by side in the pages, so that memory
+// is read more nearly in order.
+struct Heads {
+  size_t first;
+  size_t count;
+};
 
-// Whole tiles to whichever worker is free: enough of them to go round.
-void attend_tiles(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles,
-                  float* worker_memory) {
-  const size_t memory_floats = TileMemory::floats(call.padded_dim());
-  const auto attend = [&](int worker, int64_t begin, int64_t end) {
-    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      HWY_DYNAMIC_DISPATCH(load_queries)(call, tiles[i], memory.queries);
-      memory.total.clear(call.rows(tiles[i]), call.padded_dim());
-      const SplitRange splits = splits_of(tiles[i], call.params.window_tokens);
-      for (int32_t split = splits.begin; split < splits.end; ++split) {
-        HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[i], following(tiles, i), memory, split);
-        HWY_DYNAMIC_DISPATCH(merge_split)(call, tiles[i], memory.total, memory.split, split);
-      }
-      HWY_DYNAMIC_DISPATCH(store_rows)(call, tiles[i], memory.total);
-    }
-  };
-  if (tiles.size() == 1) return attend(0, 0, 1);
-  pool.for_shared(static_cast<int64_t>(tiles.size()), 1, attend);
+std::vector<Heads> group_heads(std::span<const AttentionTile> tiles, size_t together) {
+  std::vector<Heads> groups;
+  for (size_t i = 0; i < tiles.size(); i += groups.back().count) {
+    size_t count = 1;
+    while (count < together && i + count < tiles.size() && tiles[i + count].first_row == tiles[i].first_row) ++count;
+    groups.push_back({i, count});
+  }
+  return groups;
 }
 
-// Few tiles and long contexts: the splits go round, then each tile merges its own in ascending order.
-void attend_splits(ThreadPool& pool, const AttentionCall& call, std::span<const AttentionTile> tiles,
-                   float* worker_memory, Scratch& partials) {
+// What a worker works in: a TileMemory for each tile of a group; what is used up within a block, they share.
+class WorkerMemory {
+ public:
+  WorkerMemory(float* memory, int64_t padded_dim) {
+    for (size_t h = 0; h < kHeadsTogether; ++h) {
+      tiles_.emplace_back(memory + h * TileMemory::floats(padded_dim), padded_dim);
+      tiles_[h].keys = tiles_[0].keys;
+      tiles_[h].values = tiles_[0].values;
+      tiles_[h].weights = tiles_[0].weights;
+    }
+  }
+  static size_t floats(int64_t padded_dim) { return kHeadsTogether * TileMemory::floats(padded_dim); }
+  std::span<TileMemory> of(const Heads& heads) { return std::span(tiles_).first(heads.count); }
+
+ private:
+  std::vector<TileMemory> tiles_;
+};
+
+// One attention call's tiles on the pool.
+struct TileRun {
+  ThreadPool& pool;
+  const AttentionCall& call;
+  std::span<const AttentionTile> tiles;
+  std::span<const Heads> groups;  // of them
+  float* worker_memory;
+
+  WorkerMemory memory_of(int worker) const {
+    return {worker_memory + static_cast<size_t>(worker) * WorkerMemory::floats(call.padded_dim()), call.padded_dim()};
+  }
+  SplitRange splits(size_t group) const { return splits_of(tiles[groups[group].first], call.params.window_tokens); }
+  void attend(size_t group, std::span<TileMemory> memory, int32_t split) const {
+    const auto [first, count] = groups[group];
+    const AttentionTile* next = first + count < tiles.size() ? &tiles[first + count] : nullptr;
+    HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles.subspan(first, count), next, memory, split);
+  }
+};
+
+// Whole groups to whichever worker is free: enough of them to go round.
+void attend_tiles(const TileRun& run) {
+  const auto attend = [&](int worker, int64_t begin, int64_t) {
+    const auto group = static_cast<size_t>(begin);
+    WorkerMemory worker_memory = run.memory_of(worker);
+    const std::span<TileMemory> memory = worker_memory.of(run.groups[group]);
+    const auto tiles = run.tiles.subspan(run.groups[group].first, memory.size());
+    for (size_t h = 0; h < tiles.size(); ++h) {
+      HWY_DYNAMIC_DISPATCH(load_queries)(run.call, tiles[h], memory[h].queries);
+      memory[h].total.clear(run.call.rows(tiles[h]), run.call.padded_dim());
+    }
+    const SplitRange splits = run.splits(group);
+    for (int32_t split = splits.begin; split < splits.end; ++split) {
+      run.attend(group, memory, split);
+      for (size_t h = 0; h < tiles.size(); ++h) {
+        HWY_DYNAMIC_DISPATCH(merge_split)(run.call, tiles[h], memory[h].total, memory[h].split, split);
+      }
+    }
+    for (size_t h = 0; h < tiles.size(); ++h) HWY_DYNAMIC_DISPATCH(store_rows)(run.call, tiles[h], memory[h].total);
+  };
+  if (run.groups.size() == 1) return attend(0, 0, 1);
+  run.pool.for_shared(static_cast<int64_t>(run.groups.size()), 1, attend);
+}
+
+// Few groups and long contexts: the splits go round, then each tile merges its own in ascending order.
+void attend_splits(const TileRun& run, Scratch& partials) {
   struct Part {
-    size_t tile;
+    size_t group;
     int32_t split;
+    size_t first_state;  // of its tiles
   };
   std::vector<Part> parts;
   std::vector<size_t> first_part;
-  for (size_t i = 0; i < tiles.size(); ++i) {
+  size_t states_count = 0;
+  for (size_t i = 0; i < run.groups.size(); ++i) {
     first_part.push_back(parts.size());
-    const SplitRange splits = splits_of(tiles[i], call.params.window_tokens);
-    for (int32_t split = splits.begin; split < splits.end; ++split) parts.push_back({i, split});
+    const SplitRange splits = run.splits(i);
+    for (int32_t split = splits.begin; split < splits.end; ++split, states_count += run.groups[i].count) parts.push_back({i, split, states_count});
   }
   first_part.push_back(parts.size());
-  const size_t state_floats = SoftmaxState::floats(call.padded_dim());
-  const size_t memory_floats = TileMemory::floats(call.padded_dim());
-  float* states = partials.reserve(parts.size() * state_floats);
-  pool.for_shared(static_cast<int64_t>(parts.size()), 1, [&](int worker, int64_t begin, int64_t) {
-    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
+  const size_t state_floats = SoftmaxState::floats(run.call.padded_dim());
+  float* states = partials.reserve(states_count * state_floats);
+  const auto state = [&](const Part& part, size_t h) { return SoftmaxState(states + (part.first_state + h) * state_floats); };
+  run.pool.for_shared(static_cast<int64_t>(parts.size()), 1, [&](int worker, int64_t begin, int64_t) {
     const Part& part = parts[static_cast<size_t>(begin)];
-    memory.split = SoftmaxState(states + static_cast<size_t>(begin) * state_floats);
-    HWY_DYNAMIC_DISPATCH(load_queries)(call, tiles[part.tile], memory.queries);
-    HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles[part.tile], following(tiles, part.tile), memory, part.split);
+    WorkerMemory worker_memory = run.memory_of(worker);
+    const std::span<TileMemory> memory = worker_memory.of(run.groups[part.group]);
+    for (size_t h = 0; h < memory.size(); ++h) {
+      memory[h].split = state(part, h);
+      HWY_DYNAMIC_DISPATCH(load_queries)(run.call, run.tiles[run.groups[part.group].first + h], memory[h].queries);
+    }
+    run.attend(part.group, memory, part.split);
   });
-  pool.for_shared(static_cast<int64_t>(tiles.size()), 1, [&](int worker, int64_t begin, int64_t end) {
-    TileMemory memory(worker_memory + static_cast<size_t>(worker) * memory_floats, call.padded_dim());
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      memory.total.clear(call.rows(tiles[i]), call.padded_dim());
-      for (size_t part = first_part[i]; part < first_part[i + 1]; ++part) {
-        const SoftmaxState split(states + part * state_floats);
-        HWY_DYNAMIC_DISPATCH(merge_split)(call, tiles[i], memory.total, split, parts[part].split);
+  run.pool.for_shared(static_cast<int64_t>(run.groups.size()), 1, [&](int worker, int64_t begin, int64_t) {
+    const auto group = static_cast<size_t>(begin);
+    WorkerMemory worker_memory = run.memory_of(worker);
+    TileMemory& memory = worker_memory.of(run.groups[group])[0];
+    for (size_t h = 0; h < run.groups[group].count; ++h) {
+      const AttentionTile& tile = run.tiles[run.groups[group].first + h];
+      memory.total.clear(run.call.rows(tile), run.call.padded_dim());
+      for (size_t p = first_part[group]; p < first_part[group + 1]; ++p) {
+        HWY_DYNAMIC_DISPATCH(merge_split)(run.call, tile, memory.total, state(parts[p], h), parts[p].split);
       }
-      HWY_DYNAMIC_DISPATCH(store_rows)(call, tiles[i], memory.total);
+      HWY_DYNAMIC_DISPATCH(store_rows)(run.call, tile, memory.total);
     }
   });
 }
@@ -437,27 +502,29 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   const std::vector<AttentionTile> tiles = cut_tiles(call);
   if (tiles.empty()) return;
   const size_t workers = static_cast<size_t>(pool.threads());
-  float* worker_memory = scratch.workers.reserve(workers * TileMemory::floats(call.padded_dim()));
+  float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(call.padded_dim()));
   int64_t splits = 0;
+  int rows = 0;  // of a tile
   for (const AttentionTile& tile : tiles) {
     const SplitRange range = splits_of(tile, params.window_tokens);
     splits += range.end - range.begin;
+    rows = std::max(rows, call.rows(tile));
   }
-  const bool tiles_go_round =
-      workers == 1 || tiles.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
-  if (tiles_go_round) {
-    attend_tiles(pool, call, tiles, worker_memory);
-    return;
-  }
-  // In waves of tiles whose partial states stay within a fixed room, whatever the contexts.
-  const int64_t parts_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
-  for (size_t begin = 0, end = 0; begin < tiles.size(); begin = end) {
-    for (int64_t parts = 0; end < tiles.size(); ++end) {
-      const SplitRange range = splits_of(tiles[end], params.window_tokens);
-      parts += range.end - range.begin;
-      if (parts > parts_max && end > begin) break;
+  // Together where memory is what they wait for, and where they are many enough to go round even so.
+  const bool together = rows <= kRowsTogether && splits >= static_cast<int64_t>(workers * kTilesPerWorker * kHeadsTogether);
+  const std::vector<Heads> groups = group_heads(tiles, together ? kHeadsTogether : 1);
+  const bool groups_go_round =
+      workers == 1 || groups.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
+  if (groups_go_round) return attend_tiles({pool, call, tiles, groups, worker_memory});
+  // In waves of groups whose partial states stay within a fixed room, whatever the contexts.
+  const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
+  for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
+    for (int64_t states = 0; end < groups.size(); ++end) {
+      const SplitRange range = splits_of(tiles[groups[end].first], params.window_tokens);
+      states += static_cast<int64_t>(groups[end].count) * (range.end - range.begin);
+      if (states > states_max && end > begin) break;
     }
-    attend_splits(pool, call, std::span(tiles).subspan(begin, end - begin), worker_memory, scratch.partials);
+    attend_splits({pool, call, tiles, std::span(groups).subspan(begin, end - begin), worker_memory}, scratch.partials);
   }
 }
 

@@ -146,26 +146,30 @@ TEST(AttentionBits, ThreadsChangeNothing) {
   }
 }
 
-// More splits than the room for their states: tiles take turns.
+// KV heads are taken together, four and one; with two threads there are more splits than the room for their states, so that tiles take
+// turns. A prefill takes each head by itself.
 TEST(AttentionBits, ManyLongContextsChangeNothing) {
-  const auto backend = make_cpu_backend({.threads = 2});
-  const int32_t tokens = 9000, mates = 7;
-  const Sequence sequence(small_shape(DType::kBF16), tokens, 23);
-  const std::vector<uint32_t> alone = reference::bits(
-      run_alone(*make_cpu_backend({.threads = 1}), sequence, 32, {0, tokens - 1, tokens}));
-  const std::span<const uint32_t> expected = std::span(alone).last(static_cast<size_t>(sequence.shape.out_cols()));
-  Pool pool(*backend, sequence.shape, 32, mates * (tokens / 32 + 2), 9);
-  std::vector<std::vector<int32_t>> tables(mates);
-  std::vector<Pool::Chunk> decode;
-  for (std::vector<int32_t>& table : tables) {
-    const Pool::Chunk prefill{&sequence, &table, 0, tokens - 1};
-    pool.step({&prefill, 1});
-    decode.push_back({&sequence, &table, tokens - 1, tokens});
-  }
-  const std::vector<uint32_t> rows = reference::bits(pool.step(decode));
-  for (int32_t m = 0; m < mates; ++m) {
-    const auto row = rows.begin() + m * sequence.shape.out_cols();
-    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), row)) << "mate " << m;
+  const int32_t tokens = 4500, mates = 4;
+  Shape shape = small_shape(DType::kBF16);
+  shape.kv_heads = 5;
+  const Sequence sequence(shape, tokens, 23);
+  const std::vector<uint32_t> alone = reference::bits(run_alone(*make_cpu_backend({.threads = 2}), sequence, 32, {0, tokens}));
+  const std::span<const uint32_t> expected = std::span(alone).last(static_cast<size_t>(shape.out_cols()));
+  for (const int threads : {1, 2}) {
+    const auto backend = make_cpu_backend({.threads = threads});
+    Pool pool(*backend, shape, 32, mates * (tokens / 32 + 2), 9);
+    std::vector<std::vector<int32_t>> tables(mates);
+    std::vector<Pool::Chunk> decode;
+    for (std::vector<int32_t>& table : tables) {
+      const Pool::Chunk prefill{&sequence, &table, 0, tokens - 1};
+      pool.step({&prefill, 1});
+      decode.push_back({&sequence, &table, tokens - 1, tokens});
+    }
+    const std::vector<uint32_t> rows = reference::bits(pool.step(decode));
+    for (int32_t m = 0; m < mates; ++m) {
+      const auto row = rows.begin() + m * shape.out_cols();
+      EXPECT_TRUE(std::equal(expected.begin(), expected.end(), row)) << "mate " << m << " of " << threads << " threads";
+    }
   }
 }
 
