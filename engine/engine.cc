@@ -290,7 +290,7 @@ bool Engine::take_inbox() {
   bool abort_running = false;
   bool stop = false;
   int64_t views_asked = 0;
-  if (unchecked_ && !scheduler_.has_work() && options_.scheduler.pages_total <= options_.idle_check_pages_max) {
+  if (unchecked_ && !scheduler_.has_work() && !under_way_ && options_.scheduler.pages_total <= options_.idle_check_pages_max) {
     scheduler_.check_conserved();
     unchecked_ = false;
   }
@@ -300,7 +300,7 @@ bool Engine::take_inbox() {
       return inbox_->stop || inbox_->abort_running || !inbox_->submitted.empty() || !inbox_->signalled.empty() ||
              inbox_->views_asked > views_answered_ || inbox_->signal_lost;
     };
-    if (!scheduler_.has_work() && !has_news()) {
+    if (!scheduler_.has_work() && !under_way_ && !has_news()) {
       inbox_->work.wait(lock, has_news);
       // The pause was not the model's.
       std::lock_guard stats_lock(stats_mutex_);

@@ -2,6 +2,12 @@
 //
 //   plan → run → sample → commit, for as long as there is work
 //
+// Asynchronous where the runner draws by itself, without being waited for: the next step is planned, built and launched while the device is
+// at work on the one before, and tokens that are not known yet are filled in there (Scheduler, "Planning ahead"). Then the results of the
+// step before are waited for and delivered, while the device is at work again. Not so for a step in which any request needs the host:
+// logits that change before a token is drawn (bias, penalties, tokens that are not allowed yet), log-probabilities of its prompt, or
+// more than kTopLogprobsMax of them. Its results are waited for before anything is planned behind it. Neither order changes a bit.
+//
 // Threads: submit(), drain(), stats(), live_view() from any thread; everything else belongs to the engine thread, which owns all mutable state.
 // Invariants: I1–I7 of the README; every accepted request ends in exactly one Finished event, also when the model fails.
 #pragma once
@@ -36,6 +42,7 @@ struct EngineOptions {
   std::vector<TokenId> eos_token_ids;
   int32_t step_slowdown_max = 0;  // of a step that generates, by tokens of prompts beside (StepPace); 0: no bound
   int64_t idle_check_pages_max = 1 << 16;  // when idle, pools of up to this many pages are checked for I1
+  bool async_scheduling = true;            // false: no step is planned before the one before is over
 };
 
 // What is known of one tenant. Totals count since the start.
@@ -123,6 +130,18 @@ class Engine {
     std::optional<TokenId> token;  // none: the logits are broken
     Logprobs logprobs;
   };
+  struct Step {
+    const StepPlan* plan = nullptr;
+    int32_t prefill_tokens = 0, decode_tokens = 0;
+    Clock::time_point started, planned;
+    bool is_ahead = false;           // its draws were launched, to `place`
+    int place = 0;
+    std::vector<SampleRow> samples;  // [plan.sampled]
+  };
+  struct Failure {
+    std::string message;
+    bool is_sticky = false;
+  };
 
   std::optional<SubmitError> refusal(const GenerateRequest& request) const;
   SubmitError queue_full(TenantId tenant) const;          // REQUIRES the inbox's mutex
@@ -134,11 +153,19 @@ class Engine {
   void admit(std::unique_ptr<Live>& live);
   void heed_signal(RequestId id);
   void step();
-  void run_plan(const StepPlan& plan);
+  template <class Work>
+  static std::optional<Failure> attempt(const Work& work);
+  void launch(Step& step);
+  void launch_draws(Step& step);
+  std::optional<Failure> finish_under_way();
+  void finish(const Step& step);
   void score_prompts(const StepPlan& plan);
+  bool to_score(const ScheduledSequence& scheduled) const;
   void score_row(Live& live, int32_t position, std::span<const float> logits);
   void draw(const StepPlan& plan);
   SamplerContext sampler_context(const ScheduledSequence& scheduled, int32_t choice) const;
+  bool add_samples(const ScheduledSequence& scheduled, int32_t logits_row, std::vector<SampleRow>& samples) const;
+  void take_draw(size_t index, const SampleRow& row, const SampleResult& result);
   bool draw_on_device(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows);
   void draw_on_host(const StepPlan& plan, std::span<const size_t> block, std::span<const int32_t> rows);
   void settle(const StepPlan& plan);
@@ -150,9 +177,9 @@ class Engine {
   void abort_all(FinishReason reason, const std::string& message);
   void fail_for_good(const char* message) noexcept;
   void deliver_ended();
-  void note_scheduled(const StepPlan& plan);
+  void note_scheduled(Step& step);
   void leave_queue(const StepPlan& plan);
-  void on_backend_error(const StepPlan& plan, const std::string& message, bool sticky);
+  void on_failure(const StepPlan& plan, const Failure& failure);
   void publish_stats(bool stepped);
   void publish_view(int64_t asked);
   Live* find(RequestId id) const;
@@ -173,6 +200,8 @@ class Engine {
   Batch batch_;
   std::vector<std::unique_ptr<Live>> admitting_;  // out of the inbox, not all in live_ yet
   std::unordered_map<RequestId, std::unique_ptr<Live>> live_;
+  std::optional<Step> under_way_;      // launched, its results not waited for
+  Clock::time_point last_ran_;         // when the results of a step were there last
   std::vector<RequestId> ended_;       // since the last step: their last event follows the commit
   std::vector<Draw> draws_;            // [plan.sampled]
   std::vector<SampledToken> sampled_;  // [plan.sampled]

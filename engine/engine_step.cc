@@ -1,6 +1,7 @@
-// One step of the engine: plan, run, draw, settle, commit. Engine thread.
+// One step of the engine: plan, run, draw, settle, commit; or plan, launch, and finish the step before. Engine thread.
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "engine/engine.h"
 #include "engine/engine_state.h"
@@ -8,48 +9,88 @@
 
 namespace headroom {
 
+template <class Work>
+std::optional<Engine::Failure> Engine::attempt(const Work& work) {
+  try {
+    work();
+  } catch (const BackendError& error) {
+    return Failure{error.what(), error.kind == BackendError::Kind::sticky};
+  } catch (const std::bad_alloc&) {
+    return Failure{"no memory for the step", false};
+  } catch (const std::exception& error) {
+    return Failure{error.what(), true};
+  }
+  return std::nullopt;
+}
+
+// One plan, and the results of the step before where these are still under way.
 void Engine::step() {
-  const auto started = Clock::now();
+  Step next{.started = Clock::now()};
   totals_.chunk_tokens = pace_.chunk_tokens();
   scheduler_.set_chunk_tokens_max(totals_.chunk_tokens);
   const StepPlan& plan = scheduler_.plan();
-  const auto planned = Clock::now();
+  next.plan = &plan;
+  next.planned = Clock::now();
   leave_queue(plan);
+  std::optional<Failure> failure;
   if (!plan.empty()) {
-    note_scheduled(plan);
+    note_scheduled(next);
     publish_stats(false);  // a step may take long, and who watches should see what it works on
-    try {
-      run_plan(plan);
-    } catch (const BackendError& error) {
-      on_backend_error(plan, error.what(), error.kind == BackendError::Kind::sticky);
-      return;
-    } catch (const std::bad_alloc&) {
-      on_backend_error(plan, "no memory for the step", false);
-      return;
-    } catch (const std::exception& error) {
-      on_backend_error(plan, error.what(), true);
-      return;
-    }
-    const auto ran = Clock::now();
-    settle(plan);
-    scheduler_.commit(plan, sampled_);
-    int32_t decode = 0;
-    for (const ScheduledSequence& s : plan.sequences) {
-      decode += s.tokens == 1 && s.first_position >= static_cast<int32_t>(find(s.request)->request.prompt.size()) ? 1 : 0;
-    }
-    totals_.prefill_tokens += plan.tokens - decode;
-    pace_.note(decode, plan.tokens - decode, seconds_between(planned, ran));
-    if (observer_ != nullptr) {
-      observer_->on_step({.sequences = static_cast<int32_t>(plan.sequences.size()),
-                          .prefill_tokens = plan.tokens - decode,
-                          .decode_tokens = decode,
-                          .plan_seconds = seconds_between(started, planned),
-                          .run_seconds = seconds_between(planned, ran),
-                          .commit_seconds = seconds_between(ran, Clock::now())});
+    failure = attempt([&] { launch(next); });
+  }
+  const bool idle = plan.empty() && !under_way_;
+  if (under_way_ && !(failure && failure->is_sticky)) {
+    if (std::optional<Failure> lost = finish_under_way()) failure = std::move(lost);
+  }
+  if (!failure && !plan.empty() && !next.is_ahead) {
+    failure = attempt([&] {
+      score_prompts(plan);
+      draw(plan);
+    });
+  }
+  if (failure) return on_failure(plan.empty() ? *under_way_->plan : plan, *failure);
+  if (!plan.empty()) {
+    scheduler_.advance(plan);
+    if (next.is_ahead) {
+      under_way_ = std::move(next);
+    } else {
+      finish(next);
     }
   }
-  publish_stats(!plan.empty());
+  if (idle) publish_stats(false);
   deliver_ended();
+}
+
+// Waits for the step under way. If that fails, nothing of it or of what was launched behind it can be trusted.
+std::optional<Engine::Failure> Engine::finish_under_way() {
+  std::span<const SampleResult> results;
+  if (std::optional<Failure> lost = attempt([&] { results = runner_->wait_samples(under_way_->place); })) return lost;
+  CHECK_EQ(results.size(), under_way_->samples.size());
+  draws_.assign(results.size(), {});
+  for (size_t i = 0; i < results.size(); ++i) take_draw(i, under_way_->samples[i], results[i]);
+  const Step step = *std::exchange(under_way_, std::nullopt);
+  finish(step);
+  return std::nullopt;
+}
+
+// What was drawn, in draws_, goes to the streams and to the scheduler.
+void Engine::finish(const Step& step) {
+  const auto ran = Clock::now();
+  // Behind another step, it began when that one's results were there, as far as the host can tell.
+  const double run_seconds = seconds_between(std::max(step.planned, std::exchange(last_ran_, ran)), ran);
+  settle(*step.plan);
+  scheduler_.resolve(*step.plan, sampled_);
+  totals_.prefill_tokens += step.prefill_tokens;
+  pace_.note(step.decode_tokens, step.prefill_tokens, run_seconds);
+  if (observer_ != nullptr) {
+    observer_->on_step({.sequences = static_cast<int32_t>(step.plan->sequences.size()),
+                        .prefill_tokens = step.prefill_tokens,
+                        .decode_tokens = step.decode_tokens,
+                        .plan_seconds = seconds_between(step.started, step.planned),
+                        .run_seconds = run_seconds,
+                        .commit_seconds = seconds_between(ran, Clock::now())});
+  }
+  publish_stats(true);
 }
 
 void Engine::leave_queue(const StepPlan& plan) {
@@ -58,21 +99,41 @@ void Engine::leave_queue(const StepPlan& plan) {
   for (const LeftQueue& left : plan.left_queue) inbox_->gate.leave(left.tenant, left.prompt_tokens);
 }
 
-void Engine::note_scheduled(const StepPlan& plan) {
+void Engine::note_scheduled(Step& step) {
   const auto now = Clock::now();
-  for (const ScheduledSequence& scheduled : plan.sequences) {
+  for (const ScheduledSequence& scheduled : step.plan->sequences) {
     Live* live = find(scheduled.request);
     CHECK(live != nullptr);
     if (!live->first_scheduled) live->first_scheduled = now;
+    const bool decodes = scheduled.tokens == 1 && scheduled.first_position >= static_cast<int32_t>(live->request.prompt.size());
+    step.decode_tokens += decodes ? 1 : 0;
   }
+  step.prefill_tokens = step.plan->tokens - step.decode_tokens;
 }
 
-void Engine::run_plan(const StepPlan& plan) {
-  for (const PageCopy& copy : plan.copies) runner_->copy_page(copy.from, copy.to);
-  batch_.build(plan, scheduler_);
+// Runs the step, and launches its draws where nothing of it needs the host before a token is drawn.
+void Engine::launch(Step& step) {
+  for (const PageCopy& copy : step.plan->copies) runner_->copy_page(copy.from, copy.to);
+  batch_.build(*step.plan, scheduler_);
   runner_->run(batch_.view());
-  score_prompts(plan);
-  draw(plan);
+  if (options_.async_scheduling && runner_->samples_ahead()) launch_draws(step);
+}
+
+void Engine::launch_draws(Step& step) {
+  std::vector<int32_t> rows;
+  for (size_t i = 0; i < step.plan->sequences.size(); ++i) {
+    const ScheduledSequence& scheduled = step.plan->sequences[i];
+    if (to_score(scheduled) || !add_samples(scheduled, static_cast<int32_t>(rows.size()), step.samples)) return;
+    if (scheduled.samples > 0) rows.push_back(batch_.last_row(i));
+  }
+  step.place = under_way_ ? 1 - under_way_->place : 0;
+  runner_->launch_samples(step.place, rows, step.samples);
+  step.is_ahead = true;
+}
+
+bool Engine::to_score(const ScheduledSequence& scheduled) const {
+  const Live& live = *find(scheduled.request);
+  return !live.ended && live.request.prompt_logprobs && !live.scored_delivered && scheduled.choice == 0;
 }
 
 // Log-probabilities of prompt tokens, for requests that echo their prompt with them: row p tells how likely token p+1 was.
@@ -80,8 +141,8 @@ void Engine::score_prompts(const StepPlan& plan) {
   std::vector<int32_t> rows;
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const ScheduledSequence& scheduled = plan.sequences[i];
+    if (!to_score(scheduled)) continue;
     Live* live = find(scheduled.request);
-    if (live->ended || !live->request.prompt_logprobs || live->scored_delivered || scheduled.choice != 0) continue;
     if (live->scored.tokens.empty()) live->scored.tokens.emplace_back();
     const int32_t first_row = batch_.last_row(i) - scheduled.tokens + 1;
     const auto prompt_tokens = static_cast<int32_t>(live->request.prompt.size());
@@ -117,7 +178,7 @@ void Engine::draw(const StepPlan& plan) {
     rows.clear();
   };
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    if (plan.sequences[i].samples == 0) continue;
+    if (plan.sequences[i].samples == 0 || scheduler_.has_ended(plan.sequences[i].id)) continue;
     block.push_back(i);
     rows.push_back(batch_.last_row(i));
     if (static_cast<int32_t>(rows.size()) == runner_->logits_rows_max()) flush();
@@ -127,11 +188,31 @@ void Engine::draw(const StepPlan& plan) {
 
 SamplerContext Engine::sampler_context(const ScheduledSequence& scheduled, int32_t choice) const {
   const Live& live = *find(scheduled.request);
-  const bool early = live.choices[static_cast<size_t>(choice)].generated < live.request.generated_tokens_min;
-  return {.tokens = scheduler_.tokens(scheduled.id),
-          .prompt_tokens = static_cast<int32_t>(live.request.prompt.size()),
+  const std::span<const TokenId> tokens = scheduler_.tokens(scheduled.id);
+  const auto prompt_tokens = static_cast<int32_t>(live.request.prompt.size());
+  const bool early = static_cast<int32_t>(tokens.size()) - prompt_tokens < live.request.generated_tokens_min;
+  return {.tokens = tokens,
+          .prompt_tokens = prompt_tokens,
           .choice = choice,
           .forbidden = early ? live.forbidden_early : std::span<const TokenId>()};
+}
+
+// How a backend draws for a sequence, of that row of the logits; false where one of its choices changes its logits first.
+bool Engine::add_samples(const ScheduledSequence& scheduled, int32_t logits_row, std::vector<SampleRow>& samples) const {
+  const GenerateRequest& request = find(scheduled.request)->request;
+  for (int32_t s = 0; s < scheduled.samples; ++s) {
+    auto row = Sampler::device_row(request.sampling, sampler_context(scheduled, scheduled.choice + s), request.top_logprobs);
+    if (!row) return false;
+    row->logits_row = logits_row;
+    samples.push_back(*row);
+  }
+  return true;
+}
+
+void Engine::take_draw(size_t index, const SampleRow& row, const SampleResult& result) {
+  if (result.token < 0) return;
+  draws_[index].token = result.token;
+  if (row.top_logprobs >= 0) draws_[index].logprobs = sampler_.logprobs(result);
 }
 
 // The block of sequences, row r of the logits for block[r]. Draws all or, where one of them changes its logits first, none.
@@ -141,22 +222,12 @@ bool Engine::draw_on_device(const StepPlan& plan, std::span<const size_t> block,
   std::vector<size_t> draw_of;
   for (size_t r = 0; r < rows.size(); ++r) {
     const ScheduledSequence& scheduled = plan.sequences[block[r]];
-    const GenerateRequest& request = find(scheduled.request)->request;
-    for (int32_t s = 0; s < scheduled.samples; ++s) {
-      auto row = Sampler::device_row(request.sampling, sampler_context(scheduled, scheduled.choice + s), request.top_logprobs);
-      if (!row) return false;
-      row->logits_row = static_cast<int32_t>(r);
-      samples.push_back(*row);
-      draw_of.push_back(static_cast<size_t>(scheduled.sampled_begin + s));
-    }
+    if (!add_samples(scheduled, static_cast<int32_t>(r), samples)) return false;
+    for (int32_t s = 0; s < scheduled.samples; ++s) draw_of.push_back(static_cast<size_t>(scheduled.sampled_begin + s));
   }
   std::vector<SampleResult> results(samples.size());
   runner_->sample(rows, samples, results);
-  for (size_t i = 0; i < results.size(); ++i) {
-    if (results[i].token < 0) continue;
-    draws_[draw_of[i]].token = results[i].token;
-    if (samples[i].top_logprobs >= 0) draws_[draw_of[i]].logprobs = sampler_.logprobs(results[i]);
-  }
+  for (size_t i = 0; i < results.size(); ++i) take_draw(draw_of[i], samples[i], results[i]);
   return true;
 }
 
@@ -178,10 +249,11 @@ void Engine::draw_on_host(const StepPlan& plan, std::span<const size_t> block, s
 void Engine::settle(const StepPlan& plan) {
   sampled_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
-    Live& live = *find(scheduled.request);
+    Live* live = find(scheduled.request);  // null: it ended while its step was under way
     for (int32_t s = 0; s < scheduled.samples; ++s) {
       const size_t index = static_cast<size_t>(scheduled.sampled_begin + s);
-      const bool goes_on = !live.ended && settle_choice(live, scheduled.choice + s, draws_[index]);
+      const bool is_wanted = live != nullptr && !live->ended && !live->choices[static_cast<size_t>(scheduled.choice + s)].finished;
+      const bool goes_on = is_wanted && settle_choice(*live, scheduled.choice + s, draws_[index]);
       sampled_.push_back({.sequence = plan.sampled[index],
                           .token = draws_[index].token.value_or(0),
                           .finished = !goes_on,
@@ -338,11 +410,13 @@ void Engine::deliver_ended() {
   ended_.clear();
 }
 
-// The step is lost, not the requests: all are computed again, but for the youngest, whose memory was too much.
-void Engine::on_backend_error(const StepPlan& plan, const std::string& message, bool sticky) {
+// The step is lost, and what is under way; not the requests: all are computed again, but for the youngest, whose memory was too much.
+void Engine::on_failure(const StepPlan& plan, const Failure& failure) {
+  const std::string& message = failure.message;
   const RequestId youngest = plan.sequences.back().request;
   scheduler_.abandon(plan);
-  if (sticky) {
+  under_way_.reset();
+  if (failure.is_sticky) {
     {
       std::lock_guard lock(inbox_->mutex);
       inbox_->faulted = true;

@@ -29,6 +29,18 @@ class ModelRunner {
     CHECK(false) << "this runner leaves it to the host";
   }
   virtual bool samples() const { return false; }
+  // Drawing that is not waited for: run() and launch_samples() return while a device is at work, and the engine plans the next step.
+  // The results of all `samples`, of any number of rows, will be at `place`, 0 or 1, until that is launched again; token −1 − i of a later
+  // batch is that of result i of the latest launch.
+  virtual bool samples_ahead() const { return false; }
+  virtual void launch_samples(int /*place*/, std::span<const int32_t> /*rows*/, std::span<const SampleRow> /*samples*/) {
+    CHECK(false) << "this runner does not draw ahead";
+  }
+  // Waits for what was launched last for `place`, which comes with the end of its step. Throws what the step failed at.
+  virtual std::span<const SampleResult> wait_samples(int /*place*/) {
+    CHECK(false) << "this runner does not draw ahead";
+    return {};
+  }
   // Grows while run() gets on, from any thread: a step may take long without being stuck.
   virtual uint64_t progress() const { return 0; }
 };

@@ -65,7 +65,7 @@ void Scheduler::cancel(RequestId id) {
 void Scheduler::leave_queue(const Request& request) {
   --queue_requests_;
   queue_tokens_ -= request.prompt_tokens;
-  plan_.left_queue.push_back({request.id, request.tenant, request.prompt_tokens});
+  latest().plan.left_queue.push_back({request.id, request.tenant, request.prompt_tokens});
 }
 
 void Scheduler::stop_waiting(Sequence& sequence) {
@@ -80,21 +80,40 @@ void Scheduler::stop_waiting(Sequence& sequence) {
 // Planning
 
 const StepPlan& Scheduler::plan() {
-  CHECK(!plan_open_) << "the last plan was neither committed nor abandoned";
-  plan_.sequences.clear();
-  plan_.sampled.clear();
-  plan_.copies.clear();
-  plan_.taken.clear();
-  plan_.preempted.clear();
-  plan_.cancelled.clear();
-  plan_.left_queue.clear();
-  plan_.tokens = 0;
-  planned_.clear();
-  grown_.clear();
+  CHECK(!plan_open_) << "the last plan was neither advanced nor abandoned";
+  latest_ = under_way_ == &steps_[0] ? 1 : 0;
+  StepPlan& plan = latest().plan;
+  plan.sequences.clear();
+  plan.sampled.clear();
+  plan.copies.clear();
+  plan.taken.clear();
+  plan.preempted.clear();
+  plan.cancelled.clear();
+  plan.left_queue.clear();
+  plan.tokens = 0;
+  latest().planned.clear();
   planned_chunks_.clear();
   chunks_.clear();
   drop_cancelled();
+  if (!must_resolve_first()) plan_step();
+  CHECK(!plan.empty() || requests_.empty() || under_way_ != nullptr) << "nothing can advance";
+  plan_open_ = !plan.empty();
+  return plan;
+}
 
+// Whether what comes of the step under way decides about the next one.
+bool Scheduler::must_resolve_first() const {
+  if (under_way_ == nullptr) return false;
+  int64_t lacking = 0;
+  for (const Sequence* sequence : running_) {
+    if (sequence->dropped_pages < first_page_in_window(sequence->computed)) return true;
+    const int32_t tokens = std::min(options_.step_tokens_max, sequence->uncomputed());
+    if (tokens > 0) lacking += pages_lacking(*sequence, tokens);
+  }
+  return lacking > allocator_.available();
+}
+
+void Scheduler::plan_step() {
   // Sequences with one token to compute (decode) come before chunks of prompts in the budget, but pages go by age
   // alone: then a victim of preemption, always younger, can never have been planned already.
   int32_t single_budget = options_.step_tokens_max;
@@ -114,7 +133,7 @@ const StepPlan& Scheduler::plan() {
     }
   }
   // Nobody is let in while somebody older lacks pages; and who has just been preempted would only take them back.
-  if (plan_.preempted.empty() && !stalled) {
+  if (latest().plan.preempted.empty() && !stalled) {
     while (chunk_budget > 0 && running_slots_ < options_.running_sequences_max) {
       Sequence* next = next_waiting();
       const int32_t tokens = next == nullptr ? 0 : try_admit(*next, chunk_budget);
@@ -123,9 +142,6 @@ const StepPlan& Scheduler::plan() {
     }
   }
   assemble_plan();
-  CHECK(!plan_.empty() || requests_.empty()) << "nothing can advance";
-  plan_open_ = !plan_.empty();
-  return plan_;
 }
 
 void Scheduler::set_chunk_tokens_max(int32_t tokens) {
@@ -147,7 +163,7 @@ void Scheduler::drop_cancelled() {
       if (sequence->state == SequenceState::waiting) stop_waiting(*sequence);
       end_sequence(*sequence);
     }
-    plan_.cancelled.push_back(id);
+    latest().plan.cancelled.push_back(id);
   }
   cancelled_.clear();
   rebuild_running();
@@ -160,8 +176,7 @@ bool Scheduler::schedule_running(size_t index, int32_t tokens) {
     if (index + 1 == running_.size()) return false;
     preempt_youngest();
   }
-  take_pages(sequence, tokens);
-  add_to_plan(sequence, tokens);
+  add_to_plan(sequence, tokens, take_pages(sequence, tokens));
   return true;
 }
 
@@ -218,8 +233,7 @@ int32_t Scheduler::try_admit(Sequence& sequence, int32_t budget) {
   sequence.pages.assign(static_cast<size_t>(dropped_pages), kNoPage);
   for (int32_t i = dropped_pages; i < matched_pages; ++i) hold(sequence, matched_[static_cast<size_t>(i)]);
   const int32_t tokens = std::min(budget, sequence.uncomputed());
-  take_pages(sequence, tokens);
-  add_to_plan(sequence, tokens);
+  add_to_plan(sequence, tokens, take_pages(sequence, tokens));
   return tokens;
 }
 
@@ -290,10 +304,10 @@ int64_t Scheduler::pages_lacking(const Sequence& sequence, int32_t tokens) const
   return lacking + (allocator_.references(partial) > 1 ? 1 : 0);
 }
 
-// REQUIRES that they are available.
-void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
-  if (has_room(sequence, tokens)) return;
-  const size_t taken_before = plan_.taken.size() + plan_.copies.size();
+// REQUIRES that they are available. False: it has them.
+bool Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
+  if (has_room(sequence, tokens)) return false;
+  StepPlan& plan = latest().plan;
   const int32_t page_tokens = options_.page_tokens;
   const int32_t partial_tokens = sequence.computed % page_tokens;
   if (partial_tokens > 0) {
@@ -305,16 +319,16 @@ void Scheduler::take_pages(Sequence& sequence, int32_t tokens) {
       sequence.pages[index] = to;
       sequence.request->pages.add(to, false);
       allocator_.record_written(to, partial_tokens);
-      plan_.copies.push_back({from, to});
+      plan.copies.push_back({from, to});
     }
   }
   const auto pages = static_cast<size_t>(ceil_div(sequence.computed + tokens, page_tokens));
   while (sequence.pages.size() < pages) {
     const PageId page = allocator_.take().value();
     hold(sequence, page);
-    plan_.taken.push_back(page);
+    plan.taken.push_back(page);
   }
-  if (plan_.taken.size() + plan_.copies.size() > taken_before) grown_.push_back(sequence.request);
+  return true;
 }
 
 void Scheduler::preempt_youngest() {
@@ -327,12 +341,13 @@ void Scheduler::preempt_youngest() {
   sequence.pages_wanted = 0;
   sequence.state = SequenceState::waiting;
   preempted_.push_front(sequence);
-  plan_.preempted.push_back(sequence.id);
+  latest().plan.preempted.push_back(sequence.id);
   ++sequence.request->usage.preemptions;
   ++preemptions_total_;
 }
 
-void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens) {
+void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens, bool grew) {
+  Step& step = latest();
   ScheduledSequence scheduled;
   scheduled.id = sequence.id;
   scheduled.request = sequence.request_id;
@@ -341,23 +356,23 @@ void Scheduler::add_to_plan(Sequence& sequence, int32_t tokens) {
   scheduled.tokens = tokens;
   scheduled.recomputed_tokens = std::clamp(sequence.computed_max - sequence.computed, 0, tokens);
   if (tokens == sequence.uncomputed()) scheduled.samples = sequence.slots;
-  plan_.tokens += tokens;
+  step.plan.tokens += tokens;
   const bool is_single = sequence.uncomputed() == 1;
-  (is_single ? plan_.sequences : chunks_).push_back(scheduled);
-  (is_single ? planned_ : planned_chunks_).push_back(&sequence);
+  (is_single ? step.plan.sequences : chunks_).push_back(scheduled);
+  (is_single ? step.planned : planned_chunks_).push_back({&sequence, grew});
 }
 
 void Scheduler::assemble_plan() {
-  for (Request* request : grown_) request->pages.note_peak(request->usage);  // nobody is preempted any more
-  plan_.sequences.insert(plan_.sequences.end(), chunks_.begin(), chunks_.end());
-  planned_.insert(planned_.end(), planned_chunks_.begin(), planned_chunks_.end());
-  for (size_t i = 0; i < planned_.size(); ++i) {
-    ScheduledSequence& scheduled = plan_.sequences[i];
-    scheduled.sampled_begin = static_cast<int32_t>(plan_.sampled.size());
+  auto& [plan, planned] = latest();
+  plan.sequences.insert(plan.sequences.end(), chunks_.begin(), chunks_.end());
+  planned.insert(planned.end(), planned_chunks_.begin(), planned_chunks_.end());
+  for (size_t i = 0; i < planned.size(); ++i) {
+    ScheduledSequence& scheduled = plan.sequences[i];
+    scheduled.sampled_begin = static_cast<int32_t>(plan.sampled.size());
     if (scheduled.samples == 0) continue;
-    plan_.sampled.push_back(scheduled.id);
+    plan.sampled.push_back(scheduled.id);
     for (int32_t choice = 1; choice < scheduled.samples; ++choice) {
-      plan_.sampled.push_back(planned_[i]->request->sequences[static_cast<size_t>(choice)]->id);
+      plan.sampled.push_back(planned[i].sequence->request->sequences[static_cast<size_t>(choice)]->id);
     }
   }
 }
@@ -365,15 +380,42 @@ void Scheduler::assemble_plan() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Committing
 
-void Scheduler::commit(const StepPlan& plan, std::span<const SampledToken> sampled) {
-  CHECK(plan_open_ && &plan == &plan_) << "this is not the plan in progress";
-  CHECK_EQ(sampled.size(), plan_.sampled.size());
-  for (size_t i = 0; i < sampled.size(); ++i) CHECK(sampled[i].sequence == plan_.sampled[i]) << "sampled token " << i;
+void Scheduler::advance(const StepPlan& plan) {
+  CHECK(plan_open_ && &plan == &latest().plan) << "this is not the plan in progress";
+  CHECK(under_way_ == nullptr) << "the step before is not resolved";
   plan_open_ = false;
-  for (size_t i = 0; i < planned_.size(); ++i) {
-    const ScheduledSequence& scheduled = plan_.sequences[i];
-    Sequence& sequence = *planned_[i];
-    advance(sequence, scheduled);
+  under_way_ = &latest();
+  for (size_t i = 0; i < under_way_->planned.size(); ++i) {
+    const auto& [sequence, grew] = under_way_->planned[i];
+    const ScheduledSequence& scheduled = plan.sequences[i];
+    if (under_way_->planned[i].has_ended(scheduled)) continue;
+    CHECK(sequence->state == SequenceState::running) << "a sequence without room is computed";
+    if (grew) sequence->request->pages.note_peak(sequence->request->usage);
+    advance(*sequence, scheduled);
+    if (goes_on(*sequence, scheduled)) sequence->tokens.push_back(unknown_token(scheduled.sampled_begin));
+  }
+}
+
+// What is known of it before its next token is: it will have one more, and it is not the last.
+bool Scheduler::goes_on(const Sequence& sequence, const ScheduledSequence& scheduled) const {
+  return scheduled.samples == 1 && static_cast<int32_t>(sequence.tokens.size()) + 1 < sequence.tokens_max;
+}
+
+void Scheduler::resolve(const StepPlan& plan, std::span<const SampledToken> sampled) {
+  CHECK(is_under_way(plan)) << "this step is not under way";
+  CHECK_EQ(sampled.size(), plan.sampled.size());
+  for (size_t i = 0; i < sampled.size(); ++i) CHECK(sampled[i].sequence == plan.sampled[i]) << "sampled token " << i;
+  const Step& step = *std::exchange(under_way_, nullptr);
+  for (size_t i = 0; i < step.planned.size(); ++i) {
+    const ScheduledSequence& scheduled = plan.sequences[i];
+    if (step.planned[i].has_ended(scheduled)) continue;
+    Sequence& sequence = *step.planned[i].sequence;
+    CHECK(sequence.state == SequenceState::running) << "a sequence without room was computed";
+    if (is_unknown(sequence.tokens.back())) sequence.tokens.pop_back();
+    sequence.computed_max = std::max(sequence.computed_max, scheduled.first_position + scheduled.tokens);
+    recomputed_tokens_total_ += scheduled.recomputed_tokens;
+    if (prefix_cache_) publish_full_pages(sequence);
+    drop_below_window(sequence);
     if (scheduled.samples == 0) continue;
     const auto tokens = sampled.subspan(static_cast<size_t>(scheduled.sampled_begin));
     if (scheduled.samples > 1) fork(sequence);
@@ -386,8 +428,15 @@ void Scheduler::commit(const StepPlan& plan, std::span<const SampledToken> sampl
 }
 
 void Scheduler::abandon(const StepPlan& plan) {
-  CHECK(plan_open_ && &plan == &plan_) << "this is not the plan in progress";
+  CHECK(plan_open_ ? &plan == &latest().plan : is_under_way(plan)) << "this is not the plan in progress";
   plan_open_ = false;
+  if (const Step* step = std::exchange(under_way_, nullptr)) {
+    for (size_t i = 0; i < step->planned.size(); ++i) {
+      if (step->planned[i].has_ended(step->plan.sequences[i])) continue;
+      std::vector<TokenId>& tokens = step->planned[i].sequence->tokens;
+      if (is_unknown(tokens.back())) tokens.pop_back();
+    }
+  }
   while (!running_.empty()) preempt_youngest();
 }
 
@@ -401,10 +450,7 @@ void Scheduler::advance(Sequence& sequence, const ScheduledSequence& scheduled) 
     position = page_end;
   }
   sequence.computed = end;
-  sequence.computed_max = std::max(sequence.computed_max, end);
-  recomputed_tokens_total_ += scheduled.recomputed_tokens;
-  if (prefix_cache_) publish_full_pages(sequence);
-  if (options_.window_tokens > 0) drop_below_window(sequence);
+  drop_below_window(sequence);
 }
 
 void Scheduler::publish_full_pages(Sequence& sequence) {
@@ -426,8 +472,10 @@ int32_t Scheduler::first_page_in_window(int32_t position) const {
   return std::max(position - options_.window_tokens + 1, 0) / options_.page_tokens;
 }
 
+// But for those that are still to be published, which is done when their step is known to have come right.
 void Scheduler::drop_below_window(Sequence& sequence) {
-  const int32_t first = first_page_in_window(sequence.computed);
+  int32_t first = first_page_in_window(sequence.computed);
+  if (prefix_cache_) first = std::min(first, sequence.published_pages);
   while (sequence.dropped_pages < first) give_back(sequence, static_cast<size_t>(sequence.dropped_pages++));
 }
 

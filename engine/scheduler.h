@@ -4,6 +4,17 @@
 //   ... do plan.copies, run the model on plan.sequences, sample one token for each of plan.sampled ...
 //   scheduler.commit(plan, sampled);           // only now does anything count as computed
 //
+// Planning ahead: commit() is advance(), which says that the step is under way, and resolve(), which brings its tokens. A plan can be made
+// and launched between the two, so that the device need not wait for the host:
+//
+//   advance(plan 1)   plan 2   resolve(1)   advance(plan 2)   plan 3   resolve(2)   …
+//
+// In such a plan a token that is not known yet stands as unknown_token(i): what comes of sampled[i] of the step under way. Who ends with
+// that token, as it turns out, has been planned once too often: resolve() ends it all the same, and what the next step gives for it is
+// dropped. Whose last token it is by length sits that plan out, and so do choices that are about to be forked. Nobody is preempted before
+// it is known who ended, and no page can be found by its tokens before its step is known to have come right. Where that is needed at once,
+// because pages run out or those of a window wait to be dropped, the plan is empty, and to be made again after resolve().
+//
 // Order of service: requests are let in as FairQueue says, first come, first served within a tenant, and from then on go
 // by age: who was let in earlier is older. Every running sequence is older than every waiting one. When pages run out,
 // the youngest running sequence gives all of its own back and goes to the front of those that wait; when there is room
@@ -129,6 +140,10 @@ struct SampledToken {
   bool invalid = false;   // its logits were no numbers: no other sequence may find what it computed. REQUIRES finished
 };
 
+// A token that the step under way will give: sampled[index] of its plan.
+constexpr TokenId unknown_token(int32_t index) { return -1 - index; }
+constexpr bool is_unknown(TokenId token) { return token < 0; }
+
 struct TenantUse {
   int64_t requests_started = 0;  // let in and not ended
   int64_t pages_promised = 0;    // their worst cases
@@ -170,27 +185,35 @@ class Scheduler {
   // tokens. Unknown and ended requests are ignored: a client may go away at any time.
   void cancel(RequestId id);
 
-  // The next step. Valid until the next call. REQUIRES that the last plan, unless empty, was committed or abandoned.
-  // Never empty while a request is unfinished.
+  // The next step. Valid until it was resolved or abandoned and the next is made. REQUIRES that the last plan, unless empty, was advanced or abandoned.
+  // Never empty while a request is unfinished and no step is under way.
   const StepPlan& plan();
   // Of chunks of prompts in the next plans, while a sequence has just one token to compute: they share it. At least 1.
   void set_chunk_tokens_max(int32_t tokens);
-  const StepPlan& current_plan() const { return plan_; }  // what plan() returned last
+  const StepPlan& current_plan() const { return steps_[latest_].plan; }  // what plan() returned last
 
   // The step was run. `sampled` holds one token for each of plan.sampled, in that order.
-  void commit(const StepPlan& plan, std::span<const SampledToken> sampled);
+  void commit(const StepPlan& plan, std::span<const SampledToken> sampled) {
+    advance(plan);
+    resolve(plan, sampled);
+  }
+  // The step is under way, or done: the next one can be planned behind it. REQUIRES that no other one is under way.
+  void advance(const StepPlan& plan);
+  // What came of the step under way. What is said of sequences that have ended since it was planned is ignored.
+  void resolve(const StepPlan& plan, std::span<const SampledToken> sampled);
 
-  // The step failed, and nothing that it should have written can be trusted: every running sequence gives its pages
-  // back and waits to be computed again.
+  // The step that was planned last failed, and the one under way if there is one, and nothing that they should have written can be
+  // trusted: every running sequence gives its pages back and waits to be computed again.
   void abandon(const StepPlan& plan);
 
   bool has_work() const { return !requests_.empty(); }
+  bool has_ended(SequenceId id) const { return sequences_.has_ended(id); }
 
-  // Of a sequence that has not ended. Valid until the next submit, plan or commit.
+  // Of a sequence that has not ended. Valid until the next submit, plan, advance or resolve.
   std::span<const TokenId> tokens(SequenceId id) const { return sequences_.at(id).tokens; }
   std::span<const PageId> page_table(SequenceId id) const { return sequences_.at(id).pages; }
 
-  // Of a request that has not ended. Pages are only taken in plan(), so after the last plan it is the final account.
+  // Of a request that has not ended. Pages are only taken in plan(), and count in advance(): after the last it is the final account.
   const PageUsage& usage(RequestId id) const;
 
   SchedulerStats stats() const;
@@ -216,6 +239,7 @@ class Scheduler {
 
   // Planning.
   void drop_cancelled();
+  bool must_resolve_first() const;
   bool schedule_running(size_t index, int32_t tokens);
   Sequence* next_waiting() const;
   bool within_share(const Sequence& sequence) const;
@@ -225,13 +249,15 @@ class Scheduler {
   void reserve_room(Sequence& sequence) const;
   bool has_room(const Sequence& sequence, int32_t tokens) const;
   int64_t pages_lacking(const Sequence& sequence, int32_t tokens) const;
-  void take_pages(Sequence& sequence, int32_t tokens);
+  bool take_pages(Sequence& sequence, int32_t tokens);
   void preempt_youngest();
-  void add_to_plan(Sequence& sequence, int32_t tokens);
+  void plan_step();
+  void add_to_plan(Sequence& sequence, int32_t tokens, bool grew);
   void assemble_plan();
 
   // Committing.
   void advance(Sequence& sequence, const ScheduledSequence& scheduled);
+  bool goes_on(const Sequence& sequence, const ScheduledSequence& scheduled) const;
   void publish_full_pages(Sequence& sequence);
   void drop_below_window(Sequence& sequence);
   void fork(Sequence& leader);
@@ -265,14 +291,27 @@ class Scheduler {
   int64_t queue_tokens_ = 0;
   int32_t chunk_tokens_max_ = std::numeric_limits<int32_t>::max();
 
-  StepPlan plan_;
-  bool plan_open_ = false;  // handed out, neither committed nor abandoned
+  struct Planned {
+    Sequence* sequence = nullptr;  // which may have ended since
+    bool grew = false;             // took pages
+
+    bool has_ended(const ScheduledSequence& scheduled) const { return sequence->id != scheduled.id; }
+  };
+  struct Step {
+    StepPlan plan;
+    std::vector<Planned> planned;  // beside plan.sequences
+  };
+  Step& latest() { return steps_[latest_]; }
+  bool is_under_way(const StepPlan& plan) const { return under_way_ != nullptr && &plan == &under_way_->plan; }
+
+  Step steps_[2];  // the latest, and the one before
+  size_t latest_ = 0;
+  bool plan_open_ = false;      // handed out, neither advanced nor abandoned
+  Step* under_way_ = nullptr;  // advanced and not resolved
 
   // Kept from step to step for their memory.
-  std::vector<Sequence*> planned_;         // beside plan_.sequences
-  std::vector<Sequence*> planned_chunks_;  // in the making: appended to planned_ at the end
+  std::vector<Planned> planned_chunks_;  // in the making: appended to the others at the end
   std::vector<ScheduledSequence> chunks_;
-  std::vector<Request*> grown_;  // took pages in this plan
   std::vector<PageId> matched_;
 
   int64_t preemptions_total_ = 0;

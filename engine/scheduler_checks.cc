@@ -108,7 +108,7 @@ void Scheduler::check_order() const {
   const Sequence* previous = nullptr;
   for (const Sequence* sequence : running_) {
     CHECK(previous == nullptr || is_older(*previous, *sequence)) << "running sequences out of order";
-    CHECK(plan_open_ || previous == nullptr || previous->uncomputed() == 1) << "two prompts in progress";
+    CHECK(plan_open_ || previous == nullptr || previous->uncomputed() <= 1) << "two prompts in progress";
     previous = sequence;
   }
   for (const Sequence* sequence = preempted_.first(); sequence != nullptr; sequence = sequence->waiting_next) {

@@ -86,6 +86,8 @@ Sequence& SequencePool::at(SequenceId id) {
   return sequence;
 }
 
+bool SequencePool::has_ended(SequenceId id) const { return const_cast<SequencePool*>(this)->at_place(place_of(id)).id != id; }
+
 void WaitingList::push_front(Sequence& sequence) {
   sequence.waiting_previous = nullptr;
   sequence.waiting_next = first_;

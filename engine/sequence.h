@@ -121,6 +121,7 @@ class SequencePool {
   // REQUIRES a sequence that has not ended.
   Sequence& at(SequenceId id);
   const Sequence& at(SequenceId id) const { return const_cast<SequencePool*>(this)->at(id); }
+  bool has_ended(SequenceId id) const;
 
   int64_t size() const { return places_ - static_cast<int64_t>(free_.size()); }
 

@@ -30,15 +30,15 @@ MUTANTS = {
         ("  for (int32_t i = dropped_pages; i-- > 0;) allocator_.release(matched_[static_cast<size_t>(i)]);\n", ""),
         ("    for (int32_t i = matched_pages; i-- > dropped_pages;) "
          "allocator_.release(matched_[static_cast<size_t>(i)]);\n", ""),
-        ("  take_pages(sequence, tokens);\n  add_to_plan(sequence, tokens);\n  return tokens;\n",
-         "  take_pages(sequence, tokens);\n"
+        ("  add_to_plan(sequence, tokens, take_pages(sequence, tokens));\n  return tokens;\n",
+         "  const bool grew = take_pages(sequence, tokens);\n"
          "  for (int32_t i = dropped_pages; i < matched_pages; ++i) {\n"
          "    allocator_.add_reference(matched_[static_cast<size_t>(i)]);\n"
          "  }\n"
-         "  add_to_plan(sequence, tokens);\n  return tokens;\n")]),
+         "  add_to_plan(sequence, tokens, grew);\n  return tokens;\n")]),
     "publish_in_plan": (SCHEDULER, [  # pages can be found before they are computed
-        ("  plan_.tokens += tokens;\n",
-         "  plan_.tokens += tokens;\n"
+        ("  step.plan.tokens += tokens;\n",
+         "  step.plan.tokens += tokens;\n"
          "  sequence.computed += tokens;\n"
          "  if (prefix_cache_) publish_full_pages(sequence);\n"
          "  sequence.computed -= tokens;\n")]),
@@ -64,7 +64,7 @@ MUTANTS = {
     "fork_writes_in_place": (SCHEDULER, [  # no copy on write
         ("allocator_.references(partial) > 1", "allocator_.references(partial) > 1000"),
         ("allocator_.references(from) > 1)", "allocator_.references(from) > 1000)")]),
-    "copy_not_announced": (SCHEDULER, [("      plan_.copies.push_back({from, to});\n", "")]),
+    "copy_not_announced": (SCHEDULER, [("      plan.copies.push_back({from, to});\n", "")]),
 
     # References go wrong.
     "fork_without_reference": (SCHEDULER, [
@@ -100,10 +100,32 @@ MUTANTS = {
     # A step fails.
     "abandoned_step_keeps_pages": (SCHEDULER, [("  while (!running_.empty()) preempt_youngest();\n", "")]),
     "abandoned_step_counts": (SCHEDULER, [
-        ("  plan_open_ = false;\n  while (!running_.empty())",
-         "  plan_open_ = false;\n"
-         "  for (size_t i = 0; i < planned_.size(); ++i) advance(*planned_[i], plan_.sequences[i]);\n"
-         "  while (!running_.empty())")]),
+        ("  if (const Step* step = std::exchange(under_way_, nullptr)) {\n",
+         "  for (size_t i = 0; i < latest().planned.size(); ++i) {\n"
+         "    Sequence& sequence = *latest().planned[i].sequence;\n"
+         "    advance(sequence, plan.sequences[i]);\n"
+         "    if (prefix_cache_) publish_full_pages(sequence);\n"
+         "  }\n"
+         "  if (const Step* step = std::exchange(under_way_, nullptr)) {\n")]),
+
+    # A step is planned behind another one.
+    "published_before_known": (SCHEDULER, [  # a page is found before its step is known to have come right
+        ("  sequence.computed = end;\n", "  sequence.computed = end;\n  if (prefix_cache_) publish_full_pages(sequence);\n")]),
+    "preempted_before_known": (SCHEDULER, [("  return lacking > allocator_.available();\n", "  return false && lacking > 0;\n")]),
+    "window_dropped_before_published": (SCHEDULER, [
+        ("  if (prefix_cache_) first = std::min(first, sequence.published_pages);\n", "")]),
+    "window_not_waited_for": (SCHEDULER, [
+        ("    if (sequence->dropped_pages < first_page_in_window(sequence->computed)) return true;\n", "")]),
+    "last_token_planned_again": (SCHEDULER, [
+        ("static_cast<int32_t>(sequence.tokens.size()) + 1 < sequence.tokens_max", "static_cast<int32_t>(sequence.tokens.size()) < sequence.tokens_max")]),
+    "token_of_another": (SCHEDULER, [  # the first one, for all
+        ("unknown_token(scheduled.sampled_begin)", "unknown_token(0)")]),
+    "unknown_token_kept": (SCHEDULER, [  # after a step that failed while it was under way
+        ("      if (is_unknown(tokens.back())) tokens.pop_back();\n", "      static_cast<void>(tokens);\n")]),
+    "ended_sequence_advances": (SCHEDULER, [
+        ("    if (under_way_->planned[i].has_ended(scheduled)) continue;\n", "")]),
+    "ended_sequence_gets_a_token": (SCHEDULER, [
+        ("    if (step.planned[i].has_ended(scheduled)) continue;\n", "")]),
 
     # Somebody waits for ever, or takes more than is his.
     "chunks_ignore_their_limit": (SCHEDULER, [("std::min(chunk_budget, chunk_tokens_max_)", "std::min(chunk_budget, chunk_budget)")]),

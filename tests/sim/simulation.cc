@@ -22,7 +22,7 @@ Simulation::Simulation(uint64_t seed) : random_(seed) {
 
 void Simulation::draw_options() {
   // Rows that are no numbers: most of all with small windows and chunks, where a row is out of sight before it is sampled.
-  const bool spoils = random_.chance(0.25);
+  const bool spoils = random_.chance(0.4);
   constexpr int32_t kPageTokens[] = {1, 2, 3, 4, 4, 5, 8, 16};
   options_.page_tokens = kPageTokens[random_.below(8)];
   options_.context_tokens_max = random_.between(8, 48);
@@ -36,7 +36,7 @@ void Simulation::draw_options() {
   const bool overload = random_.chance(0.2);
   options_.queue_requests_max = random_.between(1, overload ? 40 : 12);
   options_.queue_tokens_max = random_.chance(0.3) ? random_.between(1, 200) : 1 << 20;
-  options_.window_tokens = random_.chance(spoils ? 0.6 : 0.3) ? random_.between(1, spoils ? 8 : 24) : 0;
+  options_.window_tokens = random_.chance(spoils ? 0.6 : 0.4) ? random_.between(1, spoils ? 8 : 24) : 0;
   options_.prefix_cache = spoils || random_.chance(0.75);
   options_.prefix_cache_key = HashKey{random_.next(), random_.next()};
   options_.page_order_seed = random_.below(2) == 0 ? 0 : random_.next();
@@ -44,8 +44,9 @@ void Simulation::draw_options() {
   burst_chance_ = overload ? 0.1 : 0.005;
   cancel_chance_ = random_.chance(0.5) ? 0.005 : 0.06;
   fault_chance_ = random_.chance(0.2) ? 0.01 : 0;
-  spoil_chance_ = spoils ? 0.03 : 0;
+  spoil_chance_ = spoils ? 0.05 : 0;
   drain_chance_ = 0.002;
+  ahead_chance_ = random_.chance(0.3) ? 0 : random_.chance(0.7) ? 1 : 0.7;
   choices_max_ = random_.chance(0.5) ? 1 : random_.between(2, 5);
   salts_ = random_.between(1, 3);
   vocabulary_ = random_.between(1, 6);
@@ -97,7 +98,9 @@ void Simulation::step() {
   for (const PageCopy& copy : plan.copies) copy_page(copy);
   for (const PageId page : new_pages_) poison(page);
   for (const PageId page : unheld_pages_) poison(page);
+  launched_.written.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) compute(scheduled);
+  draw(plan);
   // In every step, reference counts and the state of every page were recounted above. The scheduler's own check of its
   // lists comes less often, as what is wrong in a list stays so; and so does a look at what a commit leaves to a plan.
   const bool thorough = random_.below(8) == 0;
@@ -106,10 +109,10 @@ void Simulation::step() {
   step_open_ = true;
   if (random_.chance(cancel_chance_)) cancel_somebody();
   step_open_ = false;
-  if (!plan.empty() && !fail_step(plan)) {
-    sample(plan);
-    scheduler_->commit(plan, sampled_);
-    observe_commit(plan);
+  if (!fail_step(plan)) {
+    if (under_way_.plan != nullptr) resolve();
+    if (!plan.empty()) advance(plan);
+    if (!plan.empty() && !random_.chance(ahead_chance_)) resolve();
   }
   if (!thorough && !sample_failed_) return;
   scheduler_->check_conserved();
@@ -117,11 +120,42 @@ void Simulation::step() {
   for (const PageId page : unheld_pages_) poison(page);
 }
 
-// True if the device failed in this step, as the engine would hear of it.
+void Simulation::advance(const StepPlan& plan) {
+  observe_tables();  // what a step before gave back is not counted
+  scheduler_->advance(plan);
+  std::swap(under_way_, launched_);
+  under_way_.plan = &plan;
+  observe_advance(plan);
+}
+
+// What the step under way gave is told.
+void Simulation::resolve() {
+  const StepPlan& plan = *under_way_.plan;
+  for (const PageId page : under_way_.written) require(!is_published(page), "a page can be found before its step is known to have come right");
+  settle(plan);
+  scheduler_->resolve(plan, sampled_);
+  observe_resolve(plan);
+  under_way_.plan = nullptr;
+}
+
+// True if the device failed in this step, as the engine would hear of it: when it was launched, or when what is under way before it is
+// waited for.
 bool Simulation::fail_step(const StepPlan& plan) {
   if (fault_chance_ == 0 || !random_.chance(fault_chance_)) return false;
-  const RequestId youngest = plan.sequences.back().request;
-  scheduler_->abandon(plan);
+  if (plan.empty() && under_way_.plan == nullptr) return false;
+  if (under_way_.plan != nullptr) {
+    const bool at_launch = !plan.empty() && random_.chance(0.5);
+    coverage_.add(at_launch ? Event::abandoned_behind : Event::abandoned_under_way);
+    if (at_launch) resolve();
+  }
+  const StepPlan& lost = plan.empty() ? *under_way_.plan : plan;
+  const RequestId youngest = lost.sequences.back().request;
+  scheduler_->abandon(lost);
+  for (const PageId page : launched_.written) require(!is_published(page), "what a failed step wrote can be found");
+  if (under_way_.plan != nullptr) {
+    for (const PageId page : under_way_.written) require(!is_published(page), "what a failed step wrote can be found");
+  }
+  under_way_.plan = nullptr;
   observe_abandon();
   switch (random_.below(8)) {
     case 0:
@@ -134,7 +168,7 @@ bool Simulation::fail_step(const StepPlan& plan) {
     case 2:
     case 3:
       coverage_.add(Event::out_of_memory);
-      cancel(client_of(youngest));
+      if (Client* client = find_client(static_cast<int64_t>(youngest))) cancel(*client);
       break;
     default:
       coverage_.add(Event::step_abandoned);
@@ -244,8 +278,10 @@ void Simulation::submit(bool in_burst) {
 }
 
 // Once a sequence is the oldest, it advances by a token in every step: it is done after this many, whatever happens.
+// Behind a step under way, every other plan may be empty, and a choice sits a step out when it is forked and when it ends.
 int64_t Simulation::steps_bound(const Client& client) const {
-  return static_cast<int64_t>(client.choices.size()) * (client.prompt_tokens + client.generated_tokens_max + 1);
+  const int64_t tokens = client.prompt_tokens + client.generated_tokens_max + 1;
+  return static_cast<int64_t>(client.choices.size()) * (ahead_chance_ > 0 ? 2 * tokens + 4 : tokens);
 }
 
 bool Simulation::check_admission(const Client& client, const Admission& admission) {
@@ -365,9 +401,8 @@ void Simulation::compute(const ScheduledSequence& scheduled) {
   const int32_t page_tokens = options_.page_tokens;
   const int32_t first = scheduled.first_position;
   const int32_t end = first + scheduled.tokens;
-  require(tokens.size() == choice.tokens.size() &&
-              std::equal(tokens.begin() + first, tokens.begin() + end, choice.tokens.begin() + first),
-          "the tokens of a sequence are not those of its client");
+  require(tokens.size() == choice.tokens.size(), "a sequence has more or fewer tokens than its client");
+  check_token(scheduled, choice, tokens);
   require(static_cast<int32_t>(pages.size()) * page_tokens >= end, "a page table is too short for its step");
   bool is_bad = read_slots(choice, pages, first);
   const bool spoils = spoil_chance_ > 0 && random_.chance(spoil_chance_);
@@ -378,6 +413,7 @@ void Simulation::compute(const ScheduledSequence& scheduled) {
     require(references_[static_cast<size_t>(index_of(page))] == 1, "position ", position, " is in a page of others too");
     require(!is_published(page), "position ", position, " is written to a page that can be found");
     is_poisoned_[static_cast<size_t>(index_of(page))] = 0;
+    if (launched_.written.empty() || launched_.written.back() != page) launched_.written.push_back(page);
     Content content = choice.contents[static_cast<size_t>(position)];
     if (options_.window_tokens == 1) is_bad = false;  // a row sees itself alone
     if (position == spoiled_position) is_bad = choice.spoiled_itself = true;
@@ -417,32 +453,58 @@ bool Simulation::read_slots(const Choice& choice, std::span<const PageId> pages,
   return is_bad;
 }
 
+// Its last token may be one that the step under way gives, and which its device knows: that one of its own.
+void Simulation::check_token(const ScheduledSequence& scheduled, const Choice& choice, std::span<const TokenId> tokens) {
+  if (!choice.guessed) return require(std::ranges::equal(tokens, choice.tokens), "the tokens of a sequence are not those of its client");
+  require(std::ranges::equal(tokens.first(tokens.size() - 1), std::span(choice.tokens).first(choice.tokens.size() - 1)),
+          "the tokens of a sequence are not those of its client");
+  require(under_way_.plan != nullptr && is_unknown(tokens.back()), "a token is known before it is told");
+  const std::vector<SequenceId>& sampled = under_way_.plan->sampled;
+  const auto place = std::ranges::find_if(sampled, [&](const SequenceId& id) { return unknown_token(static_cast<int32_t>(&id - sampled.data())) == tokens.back(); });
+  require(place != sampled.end() && *place == scheduled.id, "a token is taken from another sequence");
+  coverage_.add(Event::unknown_token_computed);
+}
+
 // The next tokens come out of the slots in the pool, not out of what the client knows.
-void Simulation::sample(const StepPlan& plan) {
-  sampled_.clear();
+void Simulation::draw(const StepPlan& plan) {
+  launched_.drawn.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
     if (scheduled.samples == 0) continue;
-    Client& client = client_of(scheduled.request);
+    const Client& client = client_of(scheduled.request);
     const int32_t last = scheduled.first_position + scheduled.tokens - 1;
     const PageId page = scheduler_->page_table(scheduled.id)[static_cast<size_t>(last / options_.page_tokens)];
     const Content content = pool_->page(page)[last % options_.page_tokens];
-    const int32_t generated = last + 1 - client.prompt_tokens + 1;
     for (int32_t k = 0; k < scheduled.samples; ++k) {
       const int32_t choice = scheduled.samples > 1 ? k : scheduled.choice;
-      SampledToken sampled;
-      sampled.sequence = plan.sampled[static_cast<size_t>(scheduled.sampled_begin + k)];
-      sampled.invalid = is_spoiled(content);
-      if (sampled.invalid && !client.failed) {  // the request ends with an error, all choices of it
-        client.failed = client.cancelled = sample_failed_ = true;
-        scheduler_->cancel(client.id);
+      const bool invalid = is_spoiled(content);
+      launched_.drawn.push_back({invalid ? 0 : client.sampler.token(content, choice), invalid, client.sampler.ends(content, choice)});
+    }
+  }
+  require(launched_.drawn.size() == plan.sampled.size(), "the plan wants ", plan.sampled.size(), " tokens, its sequences give ",
+          launched_.drawn.size());
+}
+
+// What the engine makes of what was drawn. Who has ended since is told of nothing.
+void Simulation::settle(const StepPlan& plan) {
+  sampled_.clear();
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    Client* client = find_client(static_cast<int64_t>(scheduled.request));
+    if (client == nullptr) coverage_.add(Event::dropped_under_way);
+    for (int32_t k = 0; k < scheduled.samples; ++k) {
+      const size_t index = static_cast<size_t>(scheduled.sampled_begin + k);
+      const Drawn& drawn = under_way_.drawn[index];
+      SampledToken sampled{.sequence = plan.sampled[index], .token = drawn.token, .finished = true, .invalid = drawn.invalid};
+      if (client != nullptr && !client->choices[static_cast<size_t>(scheduled.choice + k)].ended) {
+        if (sampled.invalid && !client->failed) {  // the request ends with an error, all choices of it
+          client->failed = client->cancelled = sample_failed_ = true;
+          scheduler_->cancel(client->id);
+        }
+        const int32_t generated = scheduled.first_position + scheduled.tokens - client->prompt_tokens + 1;
+        sampled.finished = client->failed || drawn.ends || generated >= client->generated_tokens_max;
       }
-      sampled.token = sampled.invalid ? 0 : client.sampler.token(content, choice);
-      sampled.finished = client.failed || client.sampler.ends(content, choice) || generated >= client.generated_tokens_max;
       sampled_.push_back(sampled);
     }
   }
-  require(sampled_.size() == plan.sampled.size(), "the plan wants ", plan.sampled.size(),
-          " tokens, its sequences give ", sampled_.size());
 }
 
 }  // namespace headroom::sim

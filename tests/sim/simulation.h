@@ -6,6 +6,7 @@
 //   I3  the oldest sequence advances in every step; who is let in is whom a naive model of fair shares names, no tenant
 //       exceeds its limits, and with one tenant no wait exceeds its bound,
 //   I4  every accepted request ends once, and after a drain all pages are back.
+// In most episodes steps are planned and computed while what the step before gave is not told yet, as behind a device.
 // One Simulation is one episode: its options, its clients and their fate are drawn from its seed. There is no swapping of
 // pages to be simulated: a preempted sequence is computed again.
 #pragma once
@@ -46,6 +47,7 @@ class Simulation {
     SequenceId id{};
     bool seen = false;     // its id is known
     bool running = false;  // it was given room
+    bool guessed = false;  // its last token is the device's knowledge, and not told yet
     bool ended = false;
     bool spoiled_itself = false;  // one of its own rows was no number
     int32_t computed = 0;
@@ -75,12 +77,25 @@ class Simulation {
     bool failed = false;  // a sample was no number
     int64_t arrival_step = 0;
     int64_t deadline_step = 0;
+    int64_t held_pages = 0;  // distinct, as last counted
     int64_t peak_pages = 0;
     int64_t cached_prompt_tokens = 0;
     FakeSampler sampler;
     std::vector<Choice> choices;
 
     void reset(int32_t choice_count);
+  };
+
+  // What the device drew for one of plan.sampled.
+  struct Drawn {
+    TokenId token = 0;
+    bool invalid = false;
+    bool ends = false;
+  };
+  struct UnderWay {
+    const StepPlan* plan = nullptr;  // null: nothing is under way
+    std::vector<Drawn> drawn;
+    std::vector<PageId> written;
   };
 
   struct Tenant {
@@ -107,13 +122,17 @@ class Simulation {
   void step();
   void drain();
   bool fail_step(const StepPlan& plan);
+  void advance(const StepPlan& plan);
+  void resolve();
+  void settle(const StepPlan& plan);
 
   // The model.
   void copy_page(const PageCopy& copy);
   void poison(PageId page);
   void compute(const ScheduledSequence& scheduled);
   bool read_slots(const Choice& choice, std::span<const PageId> pages, int32_t first);
-  void sample(const StepPlan& plan);
+  void check_token(const ScheduledSequence& scheduled, const Choice& choice, std::span<const TokenId> tokens);
+  void draw(const StepPlan& plan);
 
   // Fair shares, in simulation_turns.cc.
   void draw_tenants();
@@ -136,10 +155,12 @@ class Simulation {
   void observe_admitted(Client& client, Choice& choice, const ScheduledSequence& scheduled);
   void see(Choice& choice, SequenceId id);
   void check_progress(const StepPlan& plan);
+  Choice* oldest_choice(bool to_advance);
   void observe_tables();
   int64_t observe_table(Choice& choice);
   void check_new_pages(const StepPlan& plan);
-  void observe_commit(const StepPlan& plan);
+  void observe_advance(const StepPlan& plan);
+  void observe_resolve(const StepPlan& plan);
   void observe_sampled(Client& client, Choice& choice, const SampledToken& sampled);
   void observe_finished(const Client& client, Choice& choice);
   void observe_invalid(const Choice& choice);
@@ -165,6 +186,7 @@ class Simulation {
   double fault_chance_ = 0;
   double spoil_chance_ = 0;
   double drain_chance_ = 0;
+  double ahead_chance_ = 0;
   int32_t choices_max_ = 1;
   int32_t salts_ = 1;
   int32_t prompt_tokens_max_ = 1;
@@ -190,6 +212,8 @@ class Simulation {
   int64_t turns_before_ = 0;  // this plan
   int64_t steps_owed_ = 0;          // in which all the clients will have been served
   std::optional<SequenceId> oldest_;  // in the last step; it may have ended since
+  UnderWay under_way_;
+  UnderWay launched_;  // in this step, maybe behind that one
   std::vector<SampledToken> sampled_;
   std::vector<TokenId> alone_;
   std::vector<PageId> new_pages_;

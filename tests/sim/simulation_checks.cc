@@ -1,5 +1,6 @@
 // The observations of a Simulation: what the scheduler did, against what the clients know.
 #include <algorithm>
+#include <utility>
 
 #include "tests/sim/simulation.h"
 
@@ -9,6 +10,10 @@ void Simulation::observe_plan(const StepPlan& plan) {
   observe_cancelled(plan);
   observe_preempted(plan);
   check_turns(plan);
+  if (under_way_.plan != nullptr) {
+    require(plan.preempted.empty(), "somebody is preempted who may have ended");
+    coverage_.add(plan.empty() ? Event::plan_waits_for_tokens : Event::planned_ahead);
+  }
   int32_t tokens = 0, chunk_tokens = 0;
   bool writes = false;  // somebody who runs had just one token to compute
   for (const ScheduledSequence& scheduled : plan.sequences) {
@@ -110,18 +115,33 @@ void Simulation::see(Choice& choice, SequenceId id) {
   choice.id = id;
 }
 
+// Of those that run, or of those that have something to be computed; null: there is none.
+Simulation::Choice* Simulation::oldest_choice(bool to_advance) {
+  Choice* oldest = nullptr;
+  int64_t turn = 0;
+  for (const auto& client : clients_) {
+    if (!client->started || (oldest != nullptr && client->turn > turn)) continue;
+    const auto found = std::ranges::find_if(client->choices, [&](const Choice& choice) {
+      const bool has_more = choice.computed < static_cast<int32_t>(choice.tokens.size());
+      const bool is_there = client->forked || &choice == client->choices.data();
+      return is_there && !choice.ended && (has_more || !to_advance);
+    });
+    if (found == client->choices.end()) continue;
+    oldest = &*found;
+    turn = client->turn;
+  }
+  return oldest;
+}
+
 void Simulation::check_progress(const StepPlan& plan) {
   oldest_.reset();
-  require(plan.empty() == clients_.empty(), plan.empty() ? "nothing is scheduled" : "nobody is scheduled");
+  const bool may_be_empty = clients_.empty() || under_way_.plan != nullptr;
+  require(plan.empty() ? may_be_empty : !clients_.empty(), plan.empty() ? "nothing is scheduled" : "nobody is scheduled");
   if (clients_.empty()) return;
-  const Client* first = nullptr;
-  for (const auto& client : clients_) {
-    if (client->started && (first == nullptr || client->turn < first->turn)) first = client.get();
-  }
-  require(first != nullptr, "something is scheduled and nobody was let in");
-  const Choice& oldest = *std::ranges::find(first->choices, false, &Choice::ended);
-  oldest_ = oldest.id;
-  require(oldest.scheduled_step == coverage_.steps, "the oldest sequence does not advance");
+  if (const Choice* oldest = oldest_choice(false)) oldest_ = oldest->id;
+  const Choice* oldest = oldest_choice(true);
+  require(plan.empty() || (oldest != nullptr && oldest->scheduled_step == coverage_.steps), "the oldest sequence does not advance");
+  if (oldest_ && !plan.empty() && oldest->id != *oldest_) coverage_.add(Event::sat_out);
   check_nobody_overtakes();
   for (const auto& client : clients_) {
     const auto id = static_cast<int64_t>(client->id);
@@ -143,7 +163,8 @@ void Simulation::observe_tables() {
     for (Choice& choice : client->choices) {
       if (choice.seen && !choice.ended) distinct += observe_table(choice);
     }
-    client->peak_pages = std::max(client->peak_pages, distinct);
+    client->held_pages = distinct;
+    require(distinct <= client->pages_needed, "request ", static_cast<int64_t>(client->id), " holds more pages than its worst case");
     tenants_[index_of(client->tenant)].pages += distinct;
   }
   check_shares();
@@ -207,22 +228,40 @@ void Simulation::check_new_pages(const StepPlan& plan) {
   for (const PageId page : new_pages_) {
     require(std::ranges::find(plan.taken, page) != plan.taken.end(), "page ", index_of(page), " is not announced");
   }
+}
+
+// The step is on its way. Who gets a token that is not the last is known with it to the device, though not to anybody else.
+void Simulation::observe_advance(const StepPlan& plan) {
+  for (const auto& client : clients_) client->peak_pages = std::max(client->peak_pages, client->held_pages);
   for (const ScheduledSequence& scheduled : plan.sequences) {
-    const Client& client = client_of(scheduled.request);
-    const PageUsage& usage = scheduler_->usage(client.id);
-    require(usage.peak_pages == client.peak_pages, "request ", static_cast<int64_t>(client.id), " held ",
-            client.peak_pages, " pages and is told ", usage.peak_pages);
+    Client* client = find_client(static_cast<int64_t>(scheduled.request));
+    if (client == nullptr) continue;
+    Choice& choice = client->choices[static_cast<size_t>(scheduled.choice)];
+    if (choice.ended) {
+      coverage_.add(Event::ended_after_planned);
+      continue;
+    }
+    const PageUsage& usage = scheduler_->usage(client->id);
+    require(usage.peak_pages == client->peak_pages, "request ", static_cast<int64_t>(client->id), " held ", client->peak_pages,
+            " pages and is told ", usage.peak_pages);
     require(usage.shared_pages_at_peak <= usage.peak_pages, "more pages are shared than held");
-    require(usage.cached_prompt_tokens == client.cached_prompt_tokens, "cached prompt tokens are miscounted");
+    require(usage.cached_prompt_tokens == client->cached_prompt_tokens, "cached prompt tokens are miscounted");
+    choice.computed += scheduled.tokens;
+    const auto tokens_max = client->prompt_tokens + client->generated_tokens_max;
+    if (scheduled.samples != 1 || static_cast<int32_t>(choice.tokens.size()) + 1 >= tokens_max) continue;
+    choice.guessed = true;
+    choice.tokens.push_back(under_way_.drawn[static_cast<size_t>(scheduled.sampled_begin)].token);
+    choice.contents.push_back(content_after(choice.contents.back(), choice.tokens.back()));
   }
 }
 
-void Simulation::observe_commit(const StepPlan& plan) {
+void Simulation::observe_resolve(const StepPlan& plan) {
   for (const ScheduledSequence& scheduled : plan.sequences) {
+    if (find_client(static_cast<int64_t>(scheduled.request)) == nullptr) continue;
     Client& client = client_of(scheduled.request);
     Choice& leader = client.choices[static_cast<size_t>(scheduled.choice)];
-    leader.computed += scheduled.tokens;
-    leader.computed_max = std::max(leader.computed_max, leader.computed);
+    if (leader.ended) continue;
+    leader.computed_max = std::max(leader.computed_max, scheduled.first_position + scheduled.tokens);
     const bool forks = scheduled.samples > 1;
     for (int32_t k = 0; k < scheduled.samples; ++k) {
       Choice& choice = forks ? client.choices[static_cast<size_t>(k)] : leader;
@@ -248,8 +287,10 @@ void Simulation::observe_commit(const StepPlan& plan) {
 
 void Simulation::observe_sampled(Client& client, Choice& choice, const SampledToken& sampled) {
   charge(client.tenant, 1);
-  choice.tokens.push_back(sampled.token);
-  choice.contents.push_back(content_after(choice.contents.back(), sampled.token));
+  if (!std::exchange(choice.guessed, false)) {
+    choice.tokens.push_back(sampled.token);
+    choice.contents.push_back(content_after(choice.contents.back(), sampled.token));
+  }
   if (sampled.invalid) observe_invalid(choice);
   if (!sampled.finished) return;
   choice.ended = true;
@@ -284,6 +325,9 @@ void Simulation::observe_abandon() {
       choice.running = false;
       choice.computed = 0;
       choice.pages.clear();
+      if (!std::exchange(choice.guessed, false)) continue;
+      choice.tokens.pop_back();
+      choice.contents.pop_back();
     }
   }
 }

@@ -221,10 +221,10 @@ TEST(Scheduler, FindsAPrefixAndComputesAtLeastOneToken) {
   EXPECT_EQ(scheduler.page_table(plan.sampled[0])[0], scheduler.page_table(plan.sampled[1])[0]);
   EXPECT_NE(scheduler.page_table(plan.sampled[0])[1], scheduler.page_table(plan.sampled[1])[1]);
   EXPECT_EQ(scheduler.usage(RequestId{2}).cached_prompt_tokens, 4);
-  EXPECT_EQ(scheduler.usage(RequestId{2}).peak_pages, 2);
-  EXPECT_EQ(scheduler.usage(RequestId{2}).shared_pages_at_peak, 1);
   const std::vector<SequenceId> ids = plan.sampled;
   commit(scheduler, plan);
+  EXPECT_EQ(scheduler.usage(RequestId{2}).peak_pages, 2);
+  EXPECT_EQ(scheduler.usage(RequestId{2}).shared_pages_at_peak, 1);
   // What it computed was there already: the two share it now.
   EXPECT_EQ(scheduler.page_table(ids[0])[1], scheduler.page_table(ids[1])[1]);
   scheduler.submit(request_of(3, counting(9)));
@@ -309,8 +309,8 @@ TEST(Scheduler, ForksAfterThePromptAndCopiesTheSharedPageOnWrite) {
   }
   EXPECT_EQ(scheduler.page_table(ids[2])[1], shared);
   EXPECT_TRUE(decode.taken.empty());
-  EXPECT_EQ(scheduler.usage(RequestId{1}).peak_pages, 4);
   commit(scheduler, decode, [&](SequenceId id) { return id == ids[0]; });  // one choice ends, the others go on
+  EXPECT_EQ(scheduler.usage(RequestId{1}).peak_pages, 4);
   EXPECT_EQ(scheduler.stats().pages.live, 3);
   EXPECT_EQ(shape(scheduler.plan()), (Shape{"1.1:7+1", "1.2:7+1"}));
 }
@@ -385,7 +385,7 @@ TEST(SchedulerDeathTest, StopsAtABugOfItsCaller) {
   EXPECT_DEATH(scheduler.submit(request_of(1, counting(6))), "submitted twice");
   EXPECT_DEATH(scheduler.submit(request_of(2, {})), "prompt_tokens");
   const StepPlan& plan = scheduler.plan();
-  EXPECT_DEATH(scheduler.plan(), "neither committed nor abandoned");
+  EXPECT_DEATH(scheduler.plan(), "neither advanced nor abandoned");
   EXPECT_DEATH(scheduler.commit(plan, {}), "sampled");
   const SampledToken unfinished{plan.sampled[0], 7, false};
   EXPECT_DEATH(scheduler.commit(plan, {&unfinished, 1}), "must finish with its last token");
