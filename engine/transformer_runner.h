@@ -23,6 +23,9 @@ class TransformerRunner : public ModelRunner {
     backend_->sample(results, transformer_->logits(rows), samples);
   }
   bool samples() const override { return backend_->samples(); }
+  bool samples_ahead() const override { return backend_->samples(); }
+  void launch_samples(int place, std::span<const int32_t> rows, std::span<const SampleRow> samples) override;
+  std::span<const SampleResult> wait_samples(int place) override { return backend_->wait_samples(place); }
   int32_t logits_rows_max() const override { return logits_rows_max_; }
   uint64_t progress() const override { return transformer_->layers_run(); }
 

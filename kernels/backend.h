@@ -7,6 +7,7 @@
 // Errors: a wrong shape is a bug and CHECKs (op_checks.h). What the device does wrong is thrown as BackendError.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -69,7 +70,7 @@ struct KvLayer {
 // row at position -1 is padding, which fills a batch up to a size: it has no pages, nothing is written for it, and its attention is 0.
 struct BatchView {
   int32_t rows = 0;                              // T
-  std::span<const int32_t> tokens;               // [T] token ids
+  std::span<const int32_t> tokens;               // [T] token ids; −1 − i: what the latest launch_sample() gives as result i
   std::span<const int32_t> positions;            // [T] absolute position of each row
   std::span<const int32_t> sequence_first_row;   // [S+1] rows of sequence s: [s, s+1)
   std::span<const int32_t> page_tables;          // concatenated page ids; −1 where the window gave the page back
@@ -169,12 +170,28 @@ class Backend {
   virtual void silu_mul(Matrix out, Matrix gate_up) = 0;
   // out[i, :] = x[rows[i], :]                  [S, D]
   virtual void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) = 0;
-  // results[i] = what is drawn for rows[i] from its row of logits [S, V]: sampling.h. Both in host memory. Only where samples():
-  // else the host draws, with the same result.
-  virtual void sample(std::span<SampleResult> /*results*/, Matrix /*logits*/, std::span<const SampleRow> /*rows*/) {
-    CHECK(false) << "this backend leaves it to the host";
-  }
+  // Drawing: result `first + i` of the `count` that a step has is what is drawn for rows[i], in host memory, from its row of logits [S, V]:
+  // sampling.h. Only where samples(): else the host draws, with the same result. Nothing is waited for; the tokens of later batches may
+  // name the results until those of another step are launched.
   virtual bool samples() const { return false; }
+  virtual void launch_sample(int32_t /*first*/, int32_t /*count*/, Matrix /*logits*/, std::span<const SampleRow> /*rows*/) { leave_to_host(); }
+  // Sends the `count` results to the host, to one of two places (0, 1), behind all that was asked for before; and waits for what was sent
+  // to a place last. What comes back is valid until that place is sent to again.
+  virtual void send_samples(int /*place*/, int32_t /*count*/) { leave_to_host(); }
+  virtual std::span<const SampleResult> wait_samples(int /*place*/) {
+    leave_to_host();
+    return {};
+  }
+  // The same for who waits at once: results[i] of rows[i].
+  void sample(std::span<SampleResult> results, Matrix logits, std::span<const SampleRow> rows) {
+    const auto count = static_cast<int32_t>(results.size());
+    launch_sample(0, count, logits, rows);
+    send_samples(0, count);
+    std::ranges::copy(wait_samples(0), results.begin());
+  }
+
+ private:
+  static void leave_to_host() { CHECK(false) << "this backend leaves it to the host"; }
 };
 
 struct CpuBackendOptions {

@@ -79,13 +79,13 @@ void check_load_weight(std::span<const HostWeight> parts) {
   }
 }
 
-void check_embedding(const Matrix& out, const Weight& table, std::span<const int32_t> tokens) {
+void check_embedding(const Matrix& out, const Weight& table, std::span<const int32_t> tokens, int32_t results) {
   Size T{"T"}, D{"D"};
   check_shape(out, T, D, "out");
   bind(D, table.cols(), "table");
   check_length(tokens.size(), T, "tokens");
   for (const int32_t token : tokens)
-    CHECK(token >= 0 && token < table.rows()) << "token " << token << " of " << table.rows();
+    CHECK(token >= -results && token < table.rows()) << "token " << token << " of " << table.rows();
 }
 
 void check_rmsnorm(const Matrix& out, const Matrix& x, Vector weight) {
@@ -165,10 +165,10 @@ void check_gather_rows(const Matrix& out, const Matrix& x, std::span<const int32
   for (const int32_t row : rows) CHECK(row >= 0 && row < x.rows) << "row " << row << " of " << x.rows;
 }
 
-void check_sample(std::span<const SampleResult> results, const Matrix& logits, std::span<const SampleRow> rows) {
+void check_sample(int32_t first, int32_t count, const Matrix& logits, std::span<const SampleRow> rows) {
   Size S{"S"}, V{"V"};
   check_shape(logits, S, V, "logits");
-  CHECK_EQ(results.size(), rows.size());
+  CHECK(first >= 0 && static_cast<int64_t>(first) + static_cast<int64_t>(rows.size()) <= count) << "results of " << count;
   CHECK_GE(V.value, 1);
   for (const SampleRow& row : rows) {
     CHECK(row.logits_row >= 0 && row.logits_row < logits.rows) << "row " << row.logits_row << " of " << logits.rows;

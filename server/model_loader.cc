@@ -215,6 +215,7 @@ void start_engine(const ServeOptions& options, EngineObserver* observer, std::un
   engine_options.scheduler.prefix_cache = options.prefix_cache;
   if (!options.tenants.empty()) engine_options.scheduler.tenants.clear();
   for (const Tenant& tenant : options.tenants) engine_options.scheduler.tenants.push_back(tenant.limits);
+  engine_options.async_scheduling = options.async_scheduling;
   engine_options.eos_token_ids = model.config.eos_token_ids;
   model.engine = std::make_unique<Engine>(engine_options, plan.shape, std::move(runner), observer);
 }

@@ -167,6 +167,8 @@ void add_kv_rows(std::vector<OptionRow>& rows) {
 }
 
 void add_scheduling_rows(std::vector<OptionRow>& rows) {
+  rows.push_back(bool_row("async_scheduling", "Scheduling", "a device's next step is planned and launched while it is at work on the last",
+                          FIELD(async_scheduling)));
   rows.push_back(number_row("step_tokens_max", "Scheduling", "N", 1, 1 << 20,
                             "tokens of one step: more is faster, fewer makes others wait less", FIELD(step_tokens_max)));
   rows.push_back(number_row("step_slowdown_max", "Scheduling", "N", 0, 1000,

@@ -40,6 +40,7 @@ struct ServeOptions {
   bool prefix_cache = true;               // prompts reuse the pages of earlier ones with the same beginning
 
   // Scheduling
+  bool async_scheduling = true;  // where a device draws the tokens, the next step is planned and launched while it is at work on the last
   int32_t step_tokens_max = kStepTokensDefault;  // tokens of one step: more is faster, fewer makes others wait less
   int32_t step_slowdown_max = 3;        // of a step that generates, by tokens of prompts beside; 0: no bound
   int32_t running_sequences_max = 256;  // sequences that run at the same time

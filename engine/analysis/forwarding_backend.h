@@ -56,10 +56,12 @@ class ForwardingBackend : public Backend {
   }
   void silu_mul(Matrix out, Matrix gate_up) override { inner_.silu_mul(out, gate_up); }
   void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) override { inner_.gather_rows(out, x, rows); }
-  void sample(std::span<SampleResult> results, Matrix logits, std::span<const SampleRow> rows) override {
-    inner_.sample(results, logits, rows);
-  }
   bool samples() const override { return inner_.samples(); }
+  void launch_sample(int32_t first, int32_t count, Matrix logits, std::span<const SampleRow> rows) override {
+    inner_.launch_sample(first, count, logits, rows);
+  }
+  void send_samples(int place, int32_t count) override { inner_.send_samples(place, count); }
+  std::span<const SampleResult> wait_samples(int place) override { return inner_.wait_samples(place); }
 
  protected:
   Backend& inner_;

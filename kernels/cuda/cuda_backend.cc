@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/decode_step.h"
@@ -61,6 +63,7 @@ class CudaBackend final : public Backend {
         options.attention_blocks > 0 ? options.attention_blocks : kAttentionBlocksPerMultiprocessor * multiprocessors_;
   }
   ~CudaBackend() override {
+    static_cast<void>(cudaStreamSynchronize(stream_));  // fails only on a device that is lost already
     recordings_.clear();
     static_cast<void>(cudaStreamDestroy(stream_));
   }
@@ -84,7 +87,8 @@ class CudaBackend final : public Backend {
     gemm_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_arrivals), stream_);
     attention_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_partials), stream_);
     attention_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_arrivals), stream_);
-    samples_.reserve<std::byte>(static_cast<int64_t>(sizes.samples), stream_);
+    synchronize();
+    reserve_samples(static_cast<int64_t>(sizes.samples / sizeof(SampleResult)));
     staging_.reserve(sizes.staging);
     recordings_.clear();
     decode_.emplace(sizes.decode);
@@ -108,8 +112,7 @@ class CudaBackend final : public Backend {
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
   void begin_step(const BatchView& batch) override {
-    synchronize();  // what the last step had put is read
-    staging_.clear();
+    staging_.begin(stream_);
     step_ = {};
     step_.batch = batch;
     step_.tokens = staging_.put(batch.tokens, stream_);
@@ -180,9 +183,9 @@ class CudaBackend final : public Backend {
   }
 
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
-    check_embedding(out, table, tokens);
+    check_embedding(out, table, tokens, drawn_count_);
     wrote(out);
-    cuda::embedding({.out = rows_of(out), .table = packed(table), .tokens = on_device(tokens)}, stream_);
+    cuda::embedding({.out = rows_of(out), .table = packed(table), .tokens = on_device(tokens), .results = drawn_}, stream_);
   }
   void rmsnorm(Matrix out, Matrix x, Vector weight, float eps) override {
     check_rmsnorm(out, x, weight);
@@ -271,17 +274,31 @@ class CudaBackend final : public Backend {
     cuda::gather_rows({.out = rows_of(out), .packed = pack_with(out), .x = rows_of(x), .rows = on_device(rows)}, stream_);
   }
   bool samples() const override { return true; }
-  void sample(std::span<SampleResult> results, Matrix logits, std::span<const SampleRow> rows) override {
-    check_sample(results, logits, rows);
-    auto* drawn = samples_.reserve<SampleResult>(static_cast<int64_t>(rows.size()), stream_);
+  void launch_sample(int32_t first, int32_t count, Matrix logits, std::span<const SampleRow> rows) override {
+    check_sample(first, count, logits, rows);
+    reserve_samples(count);
+    drawn_count_ = count;
     cuda::sample({.logits = logits.data,
                   .stride = logits.stride,
                   .vocab = static_cast<int32_t>(logits.cols),
                   .count = static_cast<int32_t>(rows.size()),
                   .rows = staging_.put(rows, stream_),
-                  .results = drawn},
+                  .results = drawn_ + first},
                  stream_);
-    copy_out(results.data(), reinterpret_cast<const std::byte*>(drawn), results.size_bytes());
+  }
+  void send_samples(int place, int32_t count) override {
+    reserve_samples(count);
+    SentSamples& sent = sent_[place];
+    sent.count = static_cast<size_t>(count);
+    if (count > 0) {
+      check_cuda(cudaMemcpyAsync(sent.memory->data(), drawn_, sent.count * sizeof(SampleResult), cudaMemcpyDeviceToHost, stream_),
+                 "cudaMemcpyAsync of samples");
+    }
+    sent.there.record(stream_);
+  }
+  std::span<const SampleResult> wait_samples(int place) override {
+    sent_[place].there.wait();
+    return {reinterpret_cast<const SampleResult*>(sent_[place].memory->data()), sent_[place].count};
   }
 
  private:
@@ -310,6 +327,19 @@ class CudaBackend final : public Backend {
     int32_t attention_cuts = 0;  // how often it was made; more than once where layers differ
   };
 
+  // Room for so many results, on the device and at both places of the host, which keep what they have.
+  void reserve_samples(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(SampleResult);
+    if (sent_[0].memory != nullptr && bytes <= sent_[0].memory->bytes()) return;
+    synchronize();
+    recordings_.clear();  // they know where the tokens are
+    drawn_ = samples_.reserve<SampleResult>(count, stream_);
+    for (SentSamples& sent : sent_) {
+      const auto before = std::exchange(sent.memory, std::make_unique<cuda::PinnedMemory>(std::max<size_t>(bytes, 1)));
+      if (before != nullptr) std::memcpy(sent.memory->data(), before->data(), before->bytes());
+    }
+  }
+
   // A weight comes from load_weight of the backend that it is given back to.
   static const cuda::PackedWeight& packed(const Weight& weight) { return static_cast<const CudaWeight&>(weight).packed(); }
 
@@ -321,8 +351,7 @@ class CudaBackend final : public Backend {
 
   // The next step has its arrays where recordings look for them.
   void begin_decode_step(const BatchView& batch) {
-    synchronize();  // what the last step had put is read
-    staging_.clear();
+    staging_.begin(stream_);
     const auto& [options, page_tokens] = *attention_of_program_;
     decode_->put(batch, options, page_tokens, stream_);
     step_ = {.batch = decode_->batch(),
@@ -440,6 +469,16 @@ class CudaBackend final : public Backend {
   std::optional<std::pair<cuda::WorkListOptions, int32_t>> attention_of_program_;  // and the page_tokens
   std::map<int32_t, cuda::Recording> recordings_;                                  // by the rows of a bucket
   std::vector<Constant> constants_;
+
+  // What was drawn last, and what of it and of the step before is on its way to the host.
+  struct SentSamples {
+    std::unique_ptr<cuda::PinnedMemory> memory;
+    size_t count = 0;
+    cuda::Event there;
+  };
+  SampleResult* drawn_ = nullptr;
+  int32_t drawn_count_ = 0;
+  SentSamples sent_[2];
 
   cuda::Workspace packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_, samples_;
   DType weight_type_ = DType::kBF16;

@@ -31,7 +31,7 @@ DecodeStep::Layout::Layout(const DecodeStepLimits& limits) {
 }
 
 DecodeStep::DecodeStep(const DecodeStepLimits& limits)
-    : limits_(limits), layout_(limits), device_(layout_.end), host_(layout_.end) {}
+    : limits_(limits), layout_(limits), device_(layout_.end), hosts_{Host(layout_.end), Host(layout_.end)} {}
 
 size_t DecodeStep::device_bytes(const DecodeStepLimits& limits) { return Layout(limits).end; }
 
@@ -71,8 +71,10 @@ void DecodeStep::put(const BatchView& batch, const WorkListOptions& options, int
   const auto unit_count = static_cast<int32_t>(work_.units.size());
   CHECK_LE(unit_count, limits_.units);
   CHECK_EQ(std::ranges::count(work_.units_of, 0), kRowWarpKinds - 1) << "rows of one token are all of one kind";
-  const auto write = [this](size_t offset, const void* from, size_t bytes) {
-    if (bytes > 0) std::memcpy(host_.data() + offset, from, bytes);
+  Host& host = hosts_[turn_ ^= 1];
+  host.read.wait();
+  const auto write = [&host](size_t offset, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(host.memory.data() + offset, from, bytes);
   };
   write(layout_.tokens, tokens_.data(), tokens_.size() * sizeof(int32_t));
   write(layout_.positions, positions_.data(), positions_.size() * sizeof(int32_t));
@@ -83,10 +85,11 @@ void DecodeStep::put(const BatchView& batch, const WorkListOptions& options, int
   write(layout_.page_tables, view_.page_tables.data(), view_.page_tables.size_bytes());
   // Two copies: what comes before the page tables, as far as it is used, and they.
   const size_t head_bytes = layout_.units + work_.units.size() * sizeof(AttentionUnit);
-  check_cuda(cudaMemcpyAsync(device_.data(), host_.data(), head_bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync of a step");
-  check_cuda(cudaMemcpyAsync(device_.data() + layout_.page_tables, host_.data() + layout_.page_tables, view_.page_tables.size_bytes(),
-                             cudaMemcpyHostToDevice, stream),
+  check_cuda(cudaMemcpyAsync(device_.data(), host.memory.data(), head_bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync of a step");
+  check_cuda(cudaMemcpyAsync(device_.data() + layout_.page_tables, host.memory.data() + layout_.page_tables,
+                             view_.page_tables.size_bytes(), cudaMemcpyHostToDevice, stream),
              "cudaMemcpyAsync of page tables");
+  host.read.record(stream);
 }
 
 }  // namespace headroom::cuda

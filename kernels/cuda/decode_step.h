@@ -36,8 +36,8 @@ class DecodeStep {
 
   // One row of each sequence, and no more than the limits.
   bool takes(const BatchView& batch) const;
-  // Fills up, cuts attention into units, and brings both to the device.
-  // REQUIRES: takes(batch); the device is done with what was put before.
+  // Fills up, cuts attention into units, and brings both to the device, behind what is at work there: it waits for the step before the
+  // last one alone. REQUIRES: takes(batch).
   void put(const BatchView& batch, const WorkListOptions& options, int32_t page_tokens, cudaStream_t stream);
 
   // Of what was put: the batch with its padding, on the host, and where its arrays are on the device.
@@ -65,7 +65,13 @@ class DecodeStep {
   const DecodeStepLimits limits_;
   const Layout layout_;
   DeviceMemory device_;
-  PinnedMemory host_;
+  struct Host {  // what is on its way to the device
+    explicit Host(size_t bytes) : memory(bytes) {}
+    PinnedMemory memory;
+    Event read;
+  };
+  Host hosts_[2];  // in turn
+  size_t turn_ = 0;
   std::vector<int32_t> tokens_, positions_, first_rows_, table_begin_, row_pages_;
   BatchView view_;
   WorkList work_;

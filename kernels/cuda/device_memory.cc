@@ -53,30 +53,42 @@ std::byte* Workspace::reserve_bytes(size_t bytes, cudaStream_t stream) {
   return memory_->data();
 }
 
-void Staging::clear() {
-  if (rooms_.size() > 1) rooms_.erase(rooms_.begin(), rooms_.end() - 1);
+Event::Event() { check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+Event::~Event() { static_cast<void>(cudaEventDestroy(event_)); }  // fails only on a device that is lost already
+void Event::record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+void Event::wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+
+void Staging::begin(cudaStream_t stream) {
+  read_[turn_].record(stream);
+  turn_ ^= 1;
+  read_[turn_].wait();
+  if (rooms_.size() > 1) {
+    check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    rooms_.erase(rooms_.begin(), rooms_.end() - 1);
+  }
   used_ = 0;
 }
 
 void Staging::reserve(size_t bytes) {
-  clear();
-  if (rooms_.empty() || rooms_.back()->host.bytes() < bytes) {
+  used_ = 0;
+  if (rooms_.size() != 1 || rooms_.back()->device.bytes() < bytes) {
     rooms_.clear();
     rooms_.push_back(std::make_unique<Room>(aligned(bytes)));
   }
 }
 
 const std::byte* Staging::put_bytes(const void* from, size_t bytes, cudaStream_t stream) {
-  if (rooms_.empty() || used_ + bytes > rooms_.back()->host.bytes()) {
-    const size_t before = rooms_.empty() ? 0 : rooms_.back()->host.bytes();
+  if (rooms_.empty() || used_ + bytes > rooms_.back()->device.bytes()) {
+    const size_t before = rooms_.empty() ? 0 : rooms_.back()->device.bytes();
     rooms_.push_back(std::make_unique<Room>(std::max({kStagingBytesMin, 2 * before, aligned(bytes)})));
     used_ = 0;
   }
   Room& room = *rooms_.back();
   std::byte* to = room.device.data() + used_;
   if (bytes > 0) {
-    std::memcpy(room.host.data() + used_, from, bytes);
-    check_cuda(cudaMemcpyAsync(to, room.host.data() + used_, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+    std::byte* host = room.hosts[turn_].data() + used_;
+    std::memcpy(host, from, bytes);
+    check_cuda(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
   }
   used_ = aligned(used_ + bytes);
   return to;

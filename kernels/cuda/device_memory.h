@@ -57,12 +57,26 @@ class PinnedMemory final : public Buffer {
   size_t bytes_;
 };
 
-// The small arrays of a step on their way to the device, by way of pinned memory. A copy stays valid until clear().
+// A point in a stream.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(cudaStream_t stream);
+  void wait() const;  // until the device has passed the point that was recorded last; not at all before that
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// The small arrays of a step on their way to the device, by way of pinned memory. A copy stays valid until the next begin().
 class Staging {
  public:
-  // REQUIRES: the device is done with what was put.
-  void clear();
-  // Room for so many bytes, of which nothing is put so far.
+  // A new step, behind what is at work on the device: it waits for the step before the last one alone.
+  void begin(cudaStream_t stream);
+  // Room for so many bytes. REQUIRES: the device is done with what was put.
   void reserve(size_t bytes);
   // Where `values` will be on the device, for whatever follows in the stream.
   template <class T>
@@ -72,14 +86,16 @@ class Staging {
 
  private:
   struct Room {
-    explicit Room(size_t bytes) : device(bytes), host(bytes) {}
-    DeviceMemory device;
-    PinnedMemory host;
+    explicit Room(size_t bytes) : device(bytes), hosts{PinnedMemory(bytes), PinnedMemory(bytes)} {}
+    DeviceMemory device;  // written and read in the order of the stream
+    PinnedMemory hosts[2];  // of this step and of the one before
   };
   const std::byte* put_bytes(const void* from, size_t bytes, cudaStream_t stream);
 
-  std::vector<std::unique_ptr<Room>> rooms_;  // the last one is being filled; earlier ones were too small and go at clear()
+  std::vector<std::unique_ptr<Room>> rooms_;  // the last one is being filled; earlier ones were too small and go at begin()
   size_t used_ = 0;
+  Event read_[2];  // what was put in the step of that turn
+  size_t turn_ = 0;
 };
 
 }  // namespace headroom::cuda

@@ -11,7 +11,9 @@ constexpr int kThreads = 256;
 template <DType kType>
 HEADROOM_KERNEL(kThreads, 1) embedding_kernel(HEADROOM_PARAMS EmbeddingArgs args) {
   const int64_t row = block_x();
-  const int64_t token = args.tokens[row];
+  int64_t token = args.tokens[row];
+  if (token < 0) token = args.results[-1 - token].token;  // drawn by the step before, unknown to the host so far
+  if (token < 0) token = 0;                               // its logits were no numbers: what comes of it is dropped
   for (int64_t col = thread_id(); col < args.out.cols; col += kThreads) {
     args.out.data[row * args.out.stride + col] =
         half_to_float<kType>(args.table.data[weight_offset(token, col, args.table.cols)]);

@@ -53,6 +53,7 @@ struct EmbeddingArgs {
   Rows out;
   PackedWeight table;
   const int32_t* tokens;
+  const SampleResult* results;  // a token -1 - i is that of results[i], or any where there is none
 };
 void embedding(const EmbeddingArgs& args, cudaStream_t stream);
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <optional>
 #include <vector>
@@ -13,6 +14,9 @@ struct CUgraph_st {
 };
 struct CUgraphExec_st {
   Work work;
+};
+struct CUevent_st {
+  int64_t at = 0;  // of what was ever put off
 };
 
 namespace {
@@ -27,6 +31,23 @@ cudaError_t failure = cudaSuccess;
 std::optional<Work> capture;  // of the one stream that there is
 bool capture_is_broken = false;
 int launches = 0;
+
+bool is_late = false;
+std::deque<std::function<bool()>> put_off;
+int64_t done = 0;  // of what was ever put off
+bool failed_late = false;
+
+// Does what was put off, up to the given place.
+cudaError_t catch_up(int64_t place) {
+  for (; done < place; ++done) {
+    const std::function<bool()> work = std::move(put_off.front());
+    put_off.pop_front();
+    failed_late = !work() || failed_late;
+  }
+  return failed_late ? cudaErrorInvalidValue : cudaSuccess;
+}
+int64_t end_of_stream() { return done + static_cast<int64_t>(put_off.size()); }
+cudaError_t catch_up() { return catch_up(end_of_stream()); }
 
 // Of calls that a capture does not allow.
 cudaError_t outside_capture() {
@@ -50,9 +71,17 @@ cudaError_t injected() {
 
 namespace headroom::cuda_on_cpu {
 bool do_in_stream(std::function<bool()> work) {
-  if (!capture) return work();
-  capture->push_back(std::move(work));
+  if (capture) {
+    capture->push_back(std::move(work));
+    return true;
+  }
+  if (!is_late) return work();
+  put_off.push_back(std::move(work));
   return true;
+}
+void set_late(bool late) {
+  catch_up();
+  is_late = late;
 }
 int graph_launches() { return launches; }
 void set_devices(int count) { devices = count; }
@@ -95,6 +124,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 cudaError_t cudaFree(void* memory) {
   if (memory == nullptr) return cudaSuccess;
   if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
+  catch_up();  // as a device does
   const auto found = allocations.find(memory);
   if (found == allocations.end()) return cudaErrorInvalidValue;
   used_bytes -= found->second;
@@ -111,6 +141,7 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void* memory) {
+  catch_up();
   std::free(memory);
   return cudaSuccess;
 }
@@ -149,7 +180,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   if (const cudaError_t error = injected(); error != cudaSuccess) return error;
   ++launches;
   for (const auto& work : exec->work) {
-    if (!work()) return cudaErrorInvalidValue;
+    if (!headroom::cuda_on_cpu::do_in_stream(work)) return cudaErrorInvalidValue;
   }
   return cudaSuccess;
 }
@@ -168,8 +199,30 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  const cudaError_t error = outside_capture();
-  return error != cudaSuccess ? error : injected();
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  return catch_up();
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  event->at = end_of_stream();
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const cudaError_t error = outside_capture(); error != cudaSuccess) return error;
+  if (const cudaError_t error = injected(); error != cudaSuccess) return error;
+  return catch_up(event->at);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
 }
 
 const char* cudaGetErrorName(cudaError_t error) {

@@ -8,5 +8,7 @@ namespace headroom {
 bool on_device();
 // Steps that were replayed so far; a device does not say.
 int replayed_steps();
+// Whether streams do what they are told only when somebody waits for it; a device does as it likes.
+void set_late(bool late);
 
 }  // namespace headroom

@@ -5,5 +5,6 @@ namespace headroom {
 
 bool on_device() { return false; }
 int replayed_steps() { return cuda_on_cpu::graph_launches(); }
+void set_late(bool late) { cuda_on_cpu::set_late(late); }
 
 }  // namespace headroom

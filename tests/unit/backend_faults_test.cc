@@ -8,6 +8,7 @@
 
 #include "engine/engine.h"
 #include "engine/transformer_runner.h"
+#include "tests/unit/drawing_backend.h"
 #include "tests/unit/faulty_backend.h"
 #include "tests/unit/tiny_llama.h"
 
@@ -19,9 +20,12 @@ using namespace std::chrono_literals;
 constexpr int kRequests = 8;
 constexpr int32_t kGeneratedTokens = 6;
 
-std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan) {
+// `draws`: the device draws, and steps are planned ahead.
+std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan, bool draws) {
   const ModelConfig config = TinyLlama{.head_dim = 8}.config();
-  auto backend = std::make_unique<FaultyBackend>(make_cpu_backend({.threads = 1}), plan);
+  auto inside = make_cpu_backend({.threads = 1});
+  if (draws) inside = std::make_unique<DrawingBackend>(std::move(inside), config.vocab_size);
+  auto backend = std::make_unique<FaultyBackend>(std::move(inside), plan);
   const KvShape shape = kv_shape(config, DType::kBF16, 16);
   constexpr int64_t kPages = 40;
   auto weights = random_weights(config, DType::kBF16, 7, *backend);
@@ -84,11 +88,11 @@ std::vector<Answer> run_all(Engine& engine) {
   return answers;
 }
 
-class BackendFaults : public testing::Test {
+class BackendFaults : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     const auto plan = std::make_shared<FaultPlan>();
-    const auto engine = engine_with(plan);
+    const auto engine = engine_with(plan, GetParam());
     plan->calls = 0;
     right_ = run_all(*engine);
     calls_ = plan->calls;
@@ -99,7 +103,7 @@ class BackendFaults : public testing::Test {
   // An engine whose device fails at call k of the work to come.
   std::unique_ptr<Engine> armed(Fault fault, int64_t k) {
     plan_ = std::make_shared<FaultPlan>();
-    auto engine = engine_with(plan_);
+    auto engine = engine_with(plan_, GetParam());
     plan_->fault = fault;
     plan_->calls = 0;
     plan_->at_call = k;
@@ -123,7 +127,7 @@ class BackendFaults : public testing::Test {
   std::shared_ptr<FaultPlan> plan_;
 };
 
-TEST_F(BackendFaults, OutOfMemoryFailsOneRequestAtMostAndTheEngineServesOn) {
+TEST_P(BackendFaults, OutOfMemoryFailsOneRequestAtMostAndTheEngineServesOn) {
   std::set<std::string> hit;
   for (int64_t k = 0; k < calls_; ++k) {
     const auto engine = armed(Fault::out_of_memory, k);
@@ -135,12 +139,14 @@ TEST_F(BackendFaults, OutOfMemoryFailsOneRequestAtMostAndTheEngineServesOn) {
     }
   }
   for (const char* op : {"begin_step", "embedding", "rope_table", "rmsnorm", "gemm", "rope_kv_write", "paged_attention", "add_rmsnorm",
-                         "silu_mul", "gather_rows", "synchronize"}) {
+                         "silu_mul", "gather_rows"}) {
     EXPECT_TRUE(hit.contains(op)) << op << " was never hit";
   }
+  const std::vector<const char*> last = GetParam() ? std::vector{"launch_sample", "send_samples", "wait_samples"} : std::vector{"synchronize"};
+  for (const char* op : last) EXPECT_TRUE(hit.contains(op)) << op << " was never hit";
 }
 
-TEST_F(BackendFaults, ALostDeviceEndsEveryStreamOnceAndRefusesMore) {
+TEST_P(BackendFaults, ALostDeviceEndsEveryStreamOnceAndRefusesMore) {
   for (int64_t k = 0; k < calls_; ++k) {
     const auto engine = armed(Fault::sticky, k);
     const std::vector<Answer> answers = run_all(*engine);
@@ -157,7 +163,7 @@ TEST_F(BackendFaults, ALostDeviceEndsEveryStreamOnceAndRefusesMore) {
 
 // One row of one call of eight requests: the seven others are right to the bit. The same prompts again are right too, as nothing
 // that was computed wrongly is found by its tokens.
-TEST_F(BackendFaults, WrongNumbersFailTheRequestThatTheyAreOfAlone) {
+TEST_P(BackendFaults, WrongNumbersFailTheRequestThatTheyAreOfAlone) {
   int64_t failed = 0;
   for (int64_t k = 0; k < calls_; ++k) {
     const auto engine = armed(Fault::nan, k);
@@ -170,7 +176,7 @@ TEST_F(BackendFaults, WrongNumbersFailTheRequestThatTheyAreOfAlone) {
   EXPECT_GT(failed, calls_ / 2);
 }
 
-TEST_F(BackendFaults, ADeviceThatDoesNotAnswerStandsStillAndThenNothingHasChanged) {
+TEST_P(BackendFaults, ADeviceThatDoesNotAnswerStandsStillAndThenNothingHasChanged) {
   int64_t hung = 0;
   for (int64_t k = 0; k < calls_; ++k) {
     const auto engine = armed(Fault::hang, k);
@@ -191,6 +197,8 @@ TEST_F(BackendFaults, ADeviceThatDoesNotAnswerStandsStillAndThenNothingHasChange
   }
   EXPECT_GT(hung, calls_ / 2);
 }
+
+INSTANTIATE_TEST_SUITE_P(Draws, BackendFaults, testing::Bool(), [](const auto& info) { return info.param ? "OnTheDevice" : "OnTheHost"; });
 
 }  // namespace
 }  // namespace headroom

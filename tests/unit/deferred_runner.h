@@ -10,30 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "engine/sampler.h"
 #include "engine/transformer_runner.h"
+#include "tests/unit/drawing_backend.h"
 
 namespace headroom {
-
-// What a backend reports of a row of logits, with the host's sampler. Of temperatures, powers of two alone, whose inverse is exact.
-inline SampleResult drawn_on_host(Sampler& sampler, std::span<const float> logits, const SampleRow& row) {
-  const std::vector<TokenId> context(static_cast<size_t>(row.position), 0);
-  SamplingParams params{.temperature = row.inverse_temperature == 0 ? 0 : 1 / row.inverse_temperature, .top_k = row.top_k, .top_p = row.top_p};
-  params.seed = row.seed;
-  SampleResult result{};
-  result.token = sampler.sample(logits, params, {.tokens = context, .choice = row.choice}).value_or(-1);
-  if (result.token < 0 || row.top_logprobs < 0) return result;
-  result.logit = logits[static_cast<size_t>(result.token)];
-  result.rank = 1 + static_cast<int32_t>(std::ranges::count_if(logits, [&](float other) { return other > result.logit; }));
-  result.largest = std::ranges::max(logits);
-  for (const float logit : logits) result.weights += score_weight(logit - result.largest);
-  std::vector<TokenLogit> all;
-  for (const float logit : logits) all.push_back({static_cast<int32_t>(all.size()), logit});
-  std::ranges::stable_sort(all, std::ranges::greater(), &TokenLogit::logit);
-  result.top_count = std::min(row.top_logprobs, static_cast<int32_t>(all.size()));
-  std::copy_n(all.begin(), result.top_count, result.top);
-  return result;
-}
 
 class DeferredRunner final : public TransformerRunner {
  public:

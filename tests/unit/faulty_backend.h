@@ -86,6 +86,19 @@ class FaultyBackend final : public Backend {
   void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) override {
     run("gather_rows", out, [&] { inside_->gather_rows(out, x, rows); });
   }
+  bool samples() const override { return inside_->samples(); }
+  void launch_sample(int32_t first, int32_t count, Matrix logits, std::span<const SampleRow> rows) override {
+    if (before("launch_sample")) std::fill_n(logits.row(0), logits.cols, std::numeric_limits<float>::quiet_NaN());
+    inside_->launch_sample(first, count, logits, rows);
+  }
+  void send_samples(int place, int32_t count) override {
+    before("send_samples");
+    inside_->send_samples(place, count);
+  }
+  std::span<const SampleResult> wait_samples(int place) override {
+    before("wait_samples");
+    return inside_->wait_samples(place);
+  }
 
  private:
   // True where this call's numbers shall be wrong.

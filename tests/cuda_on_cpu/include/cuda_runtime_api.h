@@ -1,6 +1,6 @@
 // The part of the CUDA runtime that the backend calls, on host memory, for tests. Device memory is host memory, and what a stream
-// is told to do is done at once, so an order that is missing does not show; what is asked of the runtime, and what it answers
-// when it fails, does. A capture keeps what it is told, by value, to do it at each launch of the graph; what a real capture does not
+// is told to do is done at once or, if a test wants it so, when somebody waits for it: so it shows where the host reads too early, or
+// writes too early what is still to be read. What is asked of the runtime, and what it answers when it fails, shows too. A capture keeps what it is told, by value, to do it at each launch of the graph; what a real capture does not
 // allow fails here too.
 #pragma once
 
@@ -9,6 +9,7 @@
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
 using cudaGraph_t = struct CUgraph_st*;
 using cudaGraphExec_t = struct CUgraphExec_st*;
 constexpr cudaError_t cudaSuccess = 0;
@@ -18,6 +19,7 @@ constexpr cudaError_t cudaErrorNoDevice = 100;
 constexpr cudaError_t cudaErrorIllegalAddress = 700;
 constexpr cudaError_t cudaErrorStreamCaptureUnsupported = 900;
 constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaEventDisableTiming = 2;
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
@@ -41,6 +43,10 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags);
@@ -59,6 +65,8 @@ void set_memory_bytes(size_t bytes);
 void fail_after(int calls, cudaError_t error);
 // Does `work`, or keeps it for the graph that is being captured. True: it succeeded, so far.
 bool do_in_stream(std::function<bool()> work);
+// From now on, streams do what they are told when somebody waits for it (true), or at once.
+void set_late(bool late);
 // Graphs that were launched so far.
 int graph_launches();
 
