@@ -63,11 +63,13 @@ void Engine::step() {
 
 // Waits for the step under way. If that fails, nothing of it or of what was launched behind it can be trusted.
 std::optional<Engine::Failure> Engine::finish_under_way() {
-  std::span<const SampleResult> results;
-  if (std::optional<Failure> lost = attempt([&] { results = runner_->wait_samples(under_way_->place); })) return lost;
-  CHECK_EQ(results.size(), under_way_->samples.size());
-  draws_.assign(results.size(), {});
-  for (size_t i = 0; i < results.size(); ++i) take_draw(i, under_way_->samples[i], results[i]);
+  std::optional<Failure> lost = attempt([&] {
+    const std::span<const SampleResult> results = runner_->wait_samples(under_way_->place);
+    CHECK_EQ(results.size(), under_way_->samples.size());
+    draws_.assign(results.size(), {});
+    for (size_t i = 0; i < results.size(); ++i) take_draw(i, under_way_->samples[i], results[i]);
+  });
+  if (lost) return lost;
   const Step step = *std::exchange(under_way_, std::nullopt);
   finish(step);
   return std::nullopt;
