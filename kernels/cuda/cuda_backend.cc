@@ -55,7 +55,6 @@ const float* data_or_null(Vector vector) { return vector.empty() ? nullptr : vec
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaBackendOptions& options) : graphs_(options.graphs) {
-    check_cuda(cudaGetDeviceProperties(&device_, 0), "cudaGetDeviceProperties");
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     multiprocessors_ = options.multiprocessors > 0 ? options.multiprocessors : device_.multiProcessorCount;
     attention_.block_shared_bytes = static_cast<int32_t>(device_.sharedMemPerBlockOptin);
@@ -327,6 +326,12 @@ class CudaBackend final : public Backend {
     int32_t attention_cuts = 0;  // how often it was made; more than once where layers differ
   };
 
+  static cudaDeviceProp properties() {
+    cudaDeviceProp device{};
+    check_cuda(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+    return device;
+  }
+
   // Room for so many results, on the device and at both places of the host, which keep what they have.
   void reserve_samples(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(SampleResult);
@@ -456,7 +461,7 @@ class CudaBackend final : public Backend {
     if (first < source + source_bytes && source < first + bytes) packed_source_ = {};
   }
 
-  cudaDeviceProp device_{};
+  const cudaDeviceProp device_ = properties();  // asked before anything else is
   cudaStream_t stream_ = nullptr;
   int32_t multiprocessors_ = 1;
   cuda::AttentionDevice attention_;
