@@ -81,7 +81,9 @@ TEST_P(CudaAsync, GivesTheBitsOfStepsThatAreWaitedFor) {
     EXPECT_EQ(async.of, right.of);
     EXPECT_EQ(async.reasons, right.reasons);
     EXPECT_EQ(right.of.size(), static_cast<size_t>(requests) + 2);
-    if (!on_device()) EXPECT_EQ(async.replayed > 0, GetParam());
+    if (!on_device()) {
+      EXPECT_EQ(async.replayed > 0, GetParam());
+    }
   }
 }
 INSTANTIATE_TEST_SUITE_P(Steps, CudaAsync, testing::Bool(), [](const auto& info) { return info.param ? "Recorded" : "NotRecorded"; });
