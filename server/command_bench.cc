@@ -149,6 +149,19 @@ void print_json(const BenchModel& bench, const std::vector<Measurement>& measure
   std::printf("%s\n", out.dump(2).c_str());
 }
 
+void measure_all(BenchModel& bench, const BenchOptions& options, const std::vector<std::string>& peers, std::vector<Measurement>& measurements) {
+  if (options.prompt_tokens > 0) {
+    note("prefill of " + std::to_string(options.prompt_tokens) + " tokens");
+    measurements.push_back(measure(bench, bench.prepare_prefill(), options, peers));
+  }
+  for (int32_t depth : options.depths) {
+    for (int32_t batch : bench.batches()) {
+      note("decode of " + std::to_string(batch) + " sequences at depth " + std::to_string(depth));
+      measurements.push_back(measure(bench, bench.prepare_decode(batch, depth), options, peers));
+    }
+  }
+}
+
 }  // namespace
 
 int run_bench(const std::vector<std::string>& arguments) {
@@ -187,15 +200,11 @@ int run_bench(const std::vector<std::string>& arguments) {
   note("loading " + (options.model.empty() ? options.shape + " with random weights" : options.model));
   BenchModel bench(options);
   std::vector<Measurement> measurements;
-  if (options.prompt_tokens > 0) {
-    note("prefill of " + std::to_string(options.prompt_tokens) + " tokens");
-    measurements.push_back(measure(bench, bench.prepare_prefill(), options, peers));
-  }
-  for (int32_t depth : options.depths) {
-    for (int32_t batch : bench.batches()) {
-      note("decode of " + std::to_string(batch) + " sequences at depth " + std::to_string(depth));
-      measurements.push_back(measure(bench, bench.prepare_decode(batch, depth), options, peers));
-    }
+  try {
+    measure_all(bench, options, peers, measurements);
+  } catch (...) {
+    if (!measurements.empty()) (json ? print_json : print_table)(bench, measurements);  // what took minutes is not lost with the rest
+    throw;
   }
   (json ? print_json : print_table)(bench, measurements);
   return 0;

@@ -169,6 +169,9 @@ def tests(binary, model):
                                     ('echo \'{"n_gen": 3, "n_depth": 32, "avg_ts": 8}\'', "it has: 3 decode steps, depth 32")):
                 done = subprocess.run([binary, *arguments, "--prompt", "0", "--compare", command], capture_output=True, text=True, timeout=60, cwd=ROOT)
                 assert done.returncode != 0 and done.stdout == "" and wanted in done.stderr.splitlines()[-1], (command, done)
+            only_prefill = "[ {prompt} = 64 ] && echo 12.5"
+            done = subprocess.run([binary, *arguments, "--prompt", "64", "--compare", only_prefill], capture_output=True, text=True, timeout=60, cwd=ROOT)
+            assert done.returncode != 0 and "prefill" in done.stdout and "decode" not in done.stdout, "what was measured before is shown: " + str(done)
 
     def answer_once(listener, answer):
         connection, _ = listener.accept()
