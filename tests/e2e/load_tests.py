@@ -234,7 +234,7 @@ def tests_with_own_server(binary, model):
         """tests/load/sweep.py, small: bytes by arithmetic, what can never fit, and more requests than fit."""
         if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("tqdm") is None:
             raise Skipped("the packages aiohttp and tqdm are not installed; ./dev test installs them into build/venv")
-        with Server(binary, model, "--kv-memory", "3MiB", "--running-sequences-max", "64") as server, tempfile.NamedTemporaryFile("r") as file:
+        with Server(binary, model, "--kv-memory", "3MiB", "--running-sequences-max", "64", "--step-slowdown-max", "0") as server, tempfile.NamedTemporaryFile("r") as file:
             sweep = [sys.executable, os.path.join(ROOT, "tests/load/sweep.py"), f"gqa={server.base_url}"]
             done = subprocess.run([*sweep, "--contexts", "64,1000,20000", "--concurrency", "1,3", "--tokens", "16", "--saturate", "512",
                                    "--json", file.name], capture_output=True, text=True, timeout=120)

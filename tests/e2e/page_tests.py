@@ -171,12 +171,12 @@ def tests(binary, output):
     def comparing():
         kinds, ports = ("mha", "gqa", "mqa"), free_ports(3)
         peers = ",".join(f"{kind.upper()}=:{port}" for kind, port in zip(kinds, ports))
-        servers = [serve("--kv-memory", "12MiB", "--peers", peers, "--port", str(port), kind=kind) for port, kind in zip(ports, kinds)]
+        servers = [serve("--kv-memory", "48MiB", "--step-slowdown-max", "0", "--peers", peers, "--port", str(port), kind=kind) for port, kind in zip(ports, kinds)]
         try:
             with Browser() as browser:
                 prompts = [[(7 * i * j + j) % 1000 + 3 for j in range(900)] for i in range(1, 9)]
                 # As long as the pool of the second holds all of them: time enough for a slow browser to see it.
-                body = {"prompt": prompts, "max_tokens": 1100, "ignore_eos": True, "temperature": 0}
+                body = {"prompt": prompts, "max_tokens": 7000, "ignore_eos": True, "temperature": 0}
                 clients = [open_socket(port) for port in ports]
                 for client in clients:
                     client.sendall(raw_request("POST", "/v1/completions", body))
