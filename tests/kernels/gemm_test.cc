@@ -53,6 +53,8 @@ double tolerance(const Problem& problem) { return 5e-7 + 1.2e-8 * static_cast<do
 class GemmOf : public ::testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
+    // That kernel is made of the CPU's own instructions and cannot run without them; such a CPU serves with fp32 activations, which the
+    // other half of these tests covers on every machine.
     if (GetParam() && !cpu_multiplies_bf16()) GTEST_SKIP() << "SKIPPED: this CPU has no AVX-512 BF16";
   }
   std::unique_ptr<Backend> make(int threads) const { return make_cpu_backend({.threads = threads, .bf16_activations = GetParam()}); }
