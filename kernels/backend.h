@@ -196,7 +196,7 @@ class Backend {
 
 struct CpuBackendOptions {
   int threads = 0;  // 0: one per physical core that this process may use
-  // The input of a gemm whose weights are bf16, int8 or int4 is rounded to bf16: twice as fast. REQUIRES cpu_multiplies_bf16().
+  // Inputs of a gemm with weights of bf16, int8 or int4, and of attention over pages of bf16 or int8, are rounded to bf16. REQUIRES cpu_multiplies_bf16().
   bool bf16_activations = false;
 };
 std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options);

@@ -143,7 +143,7 @@ void add_model_rows(std::vector<OptionRow>& rows) {
   rows.push_back(choice_row("device", "Model", device_names(), "what computes; auto: CUDA where it can be had, and the log says why not",
                             FIELD(device)));
   rows.push_back(choice_row("activations", "Model", activation_names(),
-                            "what a CPU rounds the inputs of matrix products to; auto: bf16 where it multiplies that at twice the speed", FIELD(activations)));
+                            "what a CPU rounds the inputs of matrix products to, attention's over bf16 and int8 pages among them; auto: bf16 where it multiplies that at twice the speed", FIELD(activations)));
   rows.push_back(bool_row("cuda_graphs", "Model", "decode steps on a device are recorded once and replayed", FIELD(cuda_graphs)));
   rows.push_back(number_row("threads", "Model", "N", 0, 1024, "threads of the CPU backend; 0: one per physical core", FIELD(threads)));
 }

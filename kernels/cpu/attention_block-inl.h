@@ -29,6 +29,18 @@ using cpu::visible;
 
 constexpr int kBlockVectors = kBlockKeys / kLanes;
 
+// Calls body(first_row, static count) on register tiles of nearly equal height, at most kRowsMax, that cover [begin, end).
+template <int kRowsMax, class Body>
+HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {
+  const int rows = end - begin;
+  const int tiles = (rows + kRowsMax - 1) / kRowsMax;
+  for (int i = 0; i < tiles; ++i) {
+    const int first = begin + rows * i / tiles;
+    const int next = begin + rows * (i + 1) / tiles;
+    with_static_count<kRowsMax>(next - first, [&](auto count) HWY_ATTR { body(first, count); });
+  }
+}
+
 // Where the K and V rows of a block lie. Keys come in chunks of kChunkKeys whose rows are neighbours in a page.
 template <DType type>
 struct BlockRows {
@@ -99,6 +111,7 @@ HWY_INLINE void transpose_words(D d, V (&words)[4]) {
 template <size_t kBytes, class T>
 HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
   const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
+  HEADROOM_UNROLL
   for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(begin + line, 0, 2);
 }
 

@@ -14,6 +14,7 @@
 namespace headroom::cpu {
 
 constexpr int kTileQueryRows = 32;  // the largest group
+constexpr int kLanesMax = 16;       // floats of a target's widest vector
 constexpr int kBlockKeys = 32;
 constexpr int kChunkKeys = 16;  // the smallest page: keys of one chunk are neighbours in memory
 constexpr int32_t kSplitKeys = 512;
@@ -45,10 +46,18 @@ struct AttentionCall {
   KvLayer layer;
   BatchView batch;
   AttentionParams params;
+  bool in_pairs;  // of bf16, where the pages' type allows and the target has them
 
   int group() const { return params.query_heads / params.kv_heads; }
   int rows(const AttentionTile& tile) const { return tile.tokens * group(); }
-  int64_t padded_dim() const { return (params.head_dim + 15) / 16 * 16; }  // a multiple of every target's vector
+  const float* query(const AttentionTile& tile, int row) const {
+    const int64_t head = int64_t{tile.kv_head} * group() + row % group();
+    return qkv.row(tile.first_row + row / group()) + head * params.head_dim;
+  }
+  int64_t padded_dim() const {  // a multiple of every target's vector; of pairs, of two
+    const int64_t step = in_pairs ? 2 * kLanesMax : kLanesMax;
+    return (params.head_dim + step - 1) / step * step;
+  }
 };
 
 // What one row has of the keys seen so far: the largest score, Σ 2^(score − max), and Σ 2^(score − max) · v.
@@ -72,6 +81,7 @@ struct TileMemory {
   float* keys;     // [head_dim, kBlockKeys]: the block's keys, transposed
   float* values;   // [kBlockKeys, padded_dim]
   float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights
+  float* lane_sums;  // [kTileQueryRows, lanes of the target]: what becomes the split's sum
   SoftmaxState split;
   SoftmaxState total;
 
@@ -80,10 +90,11 @@ struct TileMemory {
         keys(queries + padded_dim * kTileQueryRows),
         values(keys + padded_dim * kBlockKeys),
         weights(values + padded_dim * kBlockKeys),
-        split(weights + kTileQueryRows * kBlockKeys),
+        lane_sums(weights + kTileQueryRows * kBlockKeys),
+        split(lane_sums + kTileQueryRows * kLanesMax),
         total(split.max + SoftmaxState::floats(padded_dim)) {}
   static size_t floats(int64_t padded_dim) {
-    return static_cast<size_t>(padded_dim * (kTileQueryRows + 2 * kBlockKeys) + kTileQueryRows * kBlockKeys) +
+    return static_cast<size_t>(padded_dim * (kTileQueryRows + 2 * kBlockKeys) + kTileQueryRows * (kBlockKeys + kLanesMax)) +
            2 * SoftmaxState::floats(padded_dim);
   }
 };

@@ -6,7 +6,7 @@
 // Bits: keys are taken in blocks of kBlockKeys at absolute positions, blocks in splits of kSplitKeys at absolute
 // positions, splits are merged in ascending order. A key that a row may not see never enters that row's arithmetic: not
 // as a zero weight either, since 0 · NaN is NaN. So a row's bits depend on its query and the keys that it sees, and on
-// no tile, page size, split across threads.
+// no tile, page size, split across threads. In fp32, or over pages of bf16 and int8 in pairs of bf16 (attention_pairs-inl.h).
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd_targets.h"
 
@@ -15,6 +15,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_block-inl.h"
+#include "kernels/cpu/attention_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headroom {
@@ -116,18 +117,6 @@ void mix_stored_rows(float* accumulator, const float* decay, const float* weight
   }
 }
 
-// Calls body(first_row, static count) on register tiles of nearly equal height that cover [begin, end).
-template <class Body>
-HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {
-  const int rows = end - begin;
-  const int tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int i = 0; i < tiles; ++i) {
-    const int first = begin + rows * i / tiles;
-    const int next = begin + rows * (i + 1) / tiles;
-    with_static_count<kTileRows>(next - first, [&](auto count) HWY_ATTR { body(first, count); });
-  }
-}
-
 // The mask of the keys of `range` in vector v of the block.
 HWY_INLINE hn::Mask<DF> key_mask(int v, int32_t block, KeyRange range) {
   const hn::RebindToSigned<DF> di;
@@ -137,41 +126,48 @@ HWY_INLINE hn::Mask<DF> key_mask(int v, int32_t block, KeyRange range) {
   return hn::RebindMask(d, hn::Not(outside));
 }
 
-// Scales and masks the scores of one row and raises its maximum; returns old maximum − new maximum.
-template <class Scales>
+// Scales the scores of one row, masks those outside of `range` unless it is the whole block, and raises the row's maximum; returns old
+// maximum − new maximum. It is looked for only where some score is above it: seldom, after the first blocks.
+template <bool kWhole, class Scales>
 HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, const Scales& scales, int32_t block,
                                KeyRange range) {
   const DF d;
   const VF scale = hn::Set(d, scale_log2);
   const VF none = hn::Set(d, -std::numeric_limits<float>::infinity());
-  VF largest = none;
+  const float old_maximum = *maximum;
+  VF largest = hn::Set(d, old_maximum);
   HEADROOM_UNROLL
   for (int v = 0; v < kBlockVectors; ++v) {
-    const VF product = scales.of_keys(v, hn::Load(d, scores + v * kLanes));
-    const VF score = hn::IfThenElse(key_mask(v, block, range), hn::Mul(product, scale), none);
+    VF score = hn::Mul(scales.of_keys(v, hn::Load(d, scores + v * kLanes)), scale);
+    if constexpr (!kWhole) score = hn::IfThenElse(key_mask(v, block, range), score, none);
     hn::Store(score, d, scores + v * kLanes);
     largest = hn::Max(largest, score);
   }
-  const float old_maximum = *maximum;
+  if (hn::AllFalse(d, hn::Gt(largest, hn::Set(d, old_maximum)))) return 0.0f;
   *maximum = std::max(old_maximum, hn::GetLane(hn::MaxOfLanes(d, largest)));
   return old_maximum - *maximum;
 }
 
-// Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`; returns their sum. What is
-// stored is to be multiplied with the values, so it has their scales in it; the sum has not.
-template <class Scales>
-HWY_INLINE float weigh(float* scores, float maximum, const Scales& scales, int32_t block, KeyRange range) {
+// Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`, and adds them to the row's sums, a lane each. What
+// is stored is to be multiplied with the values, so it has their scales in it; the sums have not.
+template <bool kWhole, class Scales>
+HWY_INLINE void weigh(float* scores, float maximum, float* lane_sums, float decay, const Scales& scales, int32_t block, KeyRange range) {
   const DF d;
   const VF shift = hn::Set(d, maximum);
-  VF sum = hn::Zero(d);
+  VF added = hn::Zero(d);
   HEADROOM_UNROLL
   for (int v = 0; v < kBlockVectors; ++v) {
     const VF weight = exp2_nonpositive(hn::Sub(hn::Load(d, scores + v * kLanes), shift));
-    const auto mask = key_mask(v, block, range);
-    hn::Store(hn::IfThenElseZero(mask, scales.of_values(v, weight)), d, scores + v * kLanes);
-    sum = hn::Add(sum, hn::IfThenElseZero(mask, weight));
+    if constexpr (kWhole) {
+      hn::Store(scales.of_values(v, weight), d, scores + v * kLanes);
+      added = hn::Add(added, weight);
+    } else {
+      const auto mask = key_mask(v, block, range);
+      hn::Store(hn::IfThenElseZero(mask, scales.of_values(v, weight)), d, scores + v * kLanes);
+      added = hn::Add(added, hn::IfThenElseZero(mask, weight));
+    }
   }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
+  hn::Store(hn::MulAdd(hn::Load(d, lane_sums), hn::Set(d, decay), added), d, lane_sums);
 }
 
 HWY_INLINE void exp2_rows(float* values) {
@@ -179,62 +175,97 @@ HWY_INLINE void exp2_rows(float* values) {
   for (int r = 0; r < kTileQueryRows; r += kLanes) hn::Store(exp2_nonpositive(hn::Load(d, values + r)), d, values + r);
 }
 
-// Takes one block of keys into the split's state of every row that sees some of them.
+// How a tile's rows meet a block of keys and values: in fp32, whatever the pages' type. PairArithmetic has the same functions.
 template <DType type>
-void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block,
-                  KeyRange block_range, const BlockRows<type>& later) {
-  const int64_t head_dim = call.params.head_dim;
-  const int64_t padded_dim = call.padded_dim();
-  const int group = call.group();
-  const float scale_log2 = call.params.scale * 1.44269504f;
-  const BlockRows<type> rows(call, tile, block, block_range);
-  load_keys<type>(memory.keys, rows, later);
-  for_register_tiles(0, call.rows(tile), [&](int first, auto count) HWY_ATTR {
-    score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys,
-                                       head_dim);
-  });
+struct Fp32Arithmetic {
+  static constexpr DType kType = type;
 
-  const BlockScales<type> scales(rows);
+  static void load_queries(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
+    for (int r = 0; r < call.rows(tile); ++r) {
+      const float* q = call.query(tile, r);
+      for (int64_t i = 0; i < call.params.head_dim; ++i) memory.queries[i * kTileQueryRows + r] = q[i];
+    }
+  }
+  // Scores of all rows with all keys of the block.
+  static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later) {
+    load_keys<type>(memory.keys, block, later);
+    for_register_tiles<kTileRows>(0, rows, [&](int first, auto count) HWY_ATTR {
+      score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, call.params.head_dim);
+    });
+  }
+  static void finish_weights(float*) {}            // of a row, before they meet the values
+  static void finish_sums(float*, int64_t) {}      // of a row, after the last block of a split
+  // Whether rows that all see the same keys are mixed from values as they are stored.
+  static bool mixes_stored(const AttentionCall& call, int rows) { return rows <= kTileRows && call.params.head_dim % kLanes == 0; }
+  static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, range.begin, range.end, padded_dim);
+    });
+  }
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    HWY_NAMESPACE::load_values<type>(memory.values, block, range.begin, range.end, padded_dim);
+  }
+  // Rows [begin, end), which see the keys of `range`, with the loaded values.
+  static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
+    for_register_tiles<kTileRows>(begin, end, [&](int first, auto count) HWY_ATTR {
+      mix_rows<decltype(count)::value>(memory.split.accumulator + first * padded_dim, decay + first,
+                                       memory.weights + first * kBlockKeys + range.begin, memory.values + range.begin * padded_dim,
+                                       range.end - range.begin, padded_dim);
+    });
+  }
+};
+
+// Takes one block of keys into the split's state of every row that sees some of them.
+template <class Arithmetic>
+void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block,
+                  KeyRange block_range, const BlockRows<Arithmetic::kType>& later) {
+  constexpr DType type = Arithmetic::kType;
+  const int64_t padded_dim = call.padded_dim();
+  const int group = call.group(), rows = call.rows(tile);
+  const float scale_log2 = call.params.scale * 1.44269504f;
+  const BlockRows<type> stored(call, tile, block, block_range);
+  Arithmetic::score(call, rows, memory, stored, later);
+
+  const BlockScales<type> scales(stored);
   KeyRange ranges[kTileQueryRows];
   HWY_ALIGN float decay[kTileQueryRows] = {};
-  bool uniform = true;
+  bool uniform = true, raised = false;
   for (int32_t t = 0; t < tile.tokens; ++t) {
     ranges[t] = visible(tile.first_position + t, call.params.window_tokens, block_range.begin, block_range.end);
     uniform &= ranges[t] == ranges[0];
     if (ranges[t].empty()) continue;
+    const bool whole = ranges[t].end - ranges[t].begin == kBlockKeys;
     for (int r = t * group; r < (t + 1) * group; ++r) {
-      decay[r] = raise_maximum(memory.weights + r * kBlockKeys, memory.split.max + r, scale_log2, scales, block, ranges[t]);
+      decay[r] = (whole ? raise_maximum<true, BlockScales<type>> : raise_maximum<false, BlockScales<type>>)(
+          memory.weights + r * kBlockKeys, memory.split.max + r, scale_log2, scales, block, ranges[t]);
+      raised |= decay[r] != 0.0f;
     }
   }
-  exp2_rows(decay);
+  if (raised) {
+    exp2_rows(decay);
+  } else {
+    std::fill(decay, decay + rows, 1.0f);
+  }
   for (int32_t t = 0; t < tile.tokens; ++t) {
     if (ranges[t].empty()) continue;
+    const bool whole = ranges[t].end - ranges[t].begin == kBlockKeys;
     for (int r = t * group; r < (t + 1) * group; ++r) {
-      const float added = weigh(memory.weights + r * kBlockKeys, memory.split.max[r], scales, block, ranges[t]);
-      memory.split.sum[r] = memory.split.sum[r] * decay[r] + added;
+      float* weights = memory.weights + r * kBlockKeys;
+      (whole ? weigh<true, BlockScales<type>> : weigh<false, BlockScales<type>>)(weights, memory.split.max[r], memory.lane_sums + r * kLanes, decay[r],
+                                                                               scales, block, ranges[t]);
+      Arithmetic::finish_weights(weights);
     }
   }
 
-  if (uniform && call.rows(tile) <= kTileRows && head_dim % kLanes == 0) {
-    with_static_count<kTileRows>(call.rows(tile), [&](auto count) HWY_ATTR {
-      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, rows,
-                                                    ranges[0].begin - block, ranges[0].end - block, padded_dim);
-    });
-    return;
-  }
-  load_values<type>(memory.values, rows, block_range.begin - block, block_range.end - block, padded_dim);
+  const auto in_block = [block](KeyRange range) { return KeyRange{range.begin - block, range.end - block}; };
+  if (uniform && Arithmetic::mixes_stored(call, rows)) return Arithmetic::mix_stored(memory, decay, rows, stored, in_block(ranges[0]), padded_dim);
+  Arithmetic::load_values(memory, stored, in_block(block_range), padded_dim);
   // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
   // its own.
   const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
   for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
     if (ranges[t].empty()) continue;
-    const int32_t begin = ranges[t].begin - block;
-    const int32_t steps = ranges[t].end - ranges[t].begin;
-    for_register_tiles(t * group, (t + tokens_per_pass) * group, [&](int first, auto count) HWY_ATTR {
-      mix_rows<decltype(count)::value>(memory.split.accumulator + first * padded_dim, decay + first,
-                                       memory.weights + first * kBlockKeys + begin, memory.values + begin * padded_dim,
-                                       steps, padded_dim);
-    });
+    Arithmetic::mix(memory, decay, t * group, (t + tokens_per_pass) * group, in_block(ranges[t]), padded_dim);
   }
 }
 
@@ -253,17 +284,27 @@ BlockRows<type> rows_ahead(const AttentionCall& call, const AttentionTile& tile,
 
 // The states of all rows of some tiles over the keys of one split: tiles of several KV heads of the same rows. `next`, unless null: the
 // tile that is likely to follow them.
-template <DType type>
+template <class Arithmetic>
 void attend_split(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next, std::span<TileMemory> memory,
                   int32_t split) {
-  for (size_t h = 0; h < heads.size(); ++h) memory[h].split.clear(call.rows(heads[h]), call.padded_dim());
+  for (size_t h = 0; h < heads.size(); ++h) {
+    memory[h].split.clear(call.rows(heads[h]), call.padded_dim());
+    std::fill(memory[h].lane_sums, memory[h].lane_sums + call.rows(heads[h]) * kLanes, 0.0f);
+  }
   const KeyRange seen = cpu::visible_to_tile(heads[0], call.params.window_tokens);
   const int32_t end = std::min((split + 1) * cpu::kSplitKeys, seen.end);
   for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
     if (range.empty()) continue;
     for (size_t h = 0; h < heads.size(); ++h) {
-      attend_block<type>(call, heads[h], memory[h], block, range, rows_ahead<type>(call, heads[h], next, block));
+      attend_block<Arithmetic>(call, heads[h], memory[h], block, range, rows_ahead<Arithmetic::kType>(call, heads[h], next, block));
+    }
+  }
+  const DF d;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    for (int r = 0; r < call.rows(heads[h]); ++r) {
+      Arithmetic::finish_sums(memory[h].split.accumulator + r * call.padded_dim(), call.padded_dim());
+      memory[h].split.sum[r] = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, memory[h].lane_sums + r * kLanes)));
     }
   }
 }
@@ -298,15 +339,6 @@ void merge_split(const AttentionCall& call, const AttentionTile& tile, SoftmaxSt
   }
 }
 
-void load_queries(const AttentionCall& call, const AttentionTile& tile, float* queries) {
-  const int group = call.group();
-  for (int r = 0; r < call.rows(tile); ++r) {
-    const int64_t head = int64_t{tile.kv_head} * group + r % group;
-    const float* q = call.qkv.row(tile.first_row + r / group) + head * call.params.head_dim;
-    for (int64_t i = 0; i < call.params.head_dim; ++i) queries[i * kTileQueryRows + r] = q[i];
-  }
-}
-
 void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxState total) {
   const int group = call.group();
   for (int r = 0; r < call.rows(tile); ++r) {
@@ -318,20 +350,34 @@ void store_rows(const AttentionCall& call, const AttentionTile& tile, SoftmaxSta
   }
 }
 
-void attend_split_any(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next,
-                      std::span<TileMemory> memory, int32_t split) {
+// Calls body with the arithmetic that the call is computed in.
+template <class Body>
+void with_arithmetic(const AttentionCall& call, const Body& body) {
+#if HEADROOM_HAS_PAIRS
+  if (call.in_pairs && call.layer.dtype == DType::kBF16) return body(PairArithmetic<DType::kBF16>());
+  if (call.in_pairs && call.layer.dtype == DType::kI8) return body(PairArithmetic<DType::kI8>());
+#endif
   switch (call.layer.dtype) {
     case DType::kF32:
-      return attend_split<DType::kF32>(call, heads, next, memory, split);
+      return body(Fp32Arithmetic<DType::kF32>());
     case DType::kBF16:
-      return attend_split<DType::kBF16>(call, heads, next, memory, split);
+      return body(Fp32Arithmetic<DType::kBF16>());
     case DType::kF16:
-      return attend_split<DType::kF16>(call, heads, next, memory, split);
+      return body(Fp32Arithmetic<DType::kF16>());
     case DType::kI8:
-      return attend_split<DType::kI8>(call, heads, next, memory, split);
+      return body(Fp32Arithmetic<DType::kI8>());
     case DType::kI4:
       break;  // of weights alone: check_layer
   }
+}
+
+void load_queries_any(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
+  with_arithmetic(call, [&](auto arithmetic) { arithmetic.load_queries(call, tile, memory); });
+}
+
+void attend_split_any(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next,
+                      std::span<TileMemory> memory, int32_t split) {
+  with_arithmetic(call, [&](auto arithmetic) { attend_split<decltype(arithmetic)>(call, heads, next, memory, split); });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -342,10 +388,16 @@ HWY_AFTER_NAMESPACE();
 namespace headroom {
 HWY_EXPORT(attend_split_any);
 HWY_EXPORT(merge_split);
-HWY_EXPORT(load_queries);
+HWY_EXPORT(load_queries_any);
 HWY_EXPORT(store_rows);
 
 namespace cpu {
+#if defined(__x86_64__)
+bool attends_in_bf16_pairs() { return multiplies_bf16_pairs() && __builtin_cpu_supports("avx512vbmi"); }
+#else
+bool attends_in_bf16_pairs() { return false; }
+#endif
+
 namespace {
 
 struct SplitRange {
@@ -434,7 +486,7 @@ void attend_tiles(const TileRun& run) {
     const std::span<TileMemory> memory = worker_memory.of(run.groups[group]);
     const auto tiles = run.tiles.subspan(run.groups[group].first, memory.size());
     for (size_t h = 0; h < tiles.size(); ++h) {
-      HWY_DYNAMIC_DISPATCH(load_queries)(run.call, tiles[h], memory[h].queries);
+      HWY_DYNAMIC_DISPATCH(load_queries_any)(run.call, tiles[h], memory[h]);
       memory[h].total.clear(run.call.rows(tiles[h]), run.call.padded_dim());
     }
     const SplitRange splits = run.splits(group);
@@ -475,7 +527,7 @@ void attend_splits(const TileRun& run, Scratch& partials) {
     const std::span<TileMemory> memory = worker_memory.of(run.groups[part.group]);
     for (size_t h = 0; h < memory.size(); ++h) {
       memory[h].split = state(part, h);
-      HWY_DYNAMIC_DISPATCH(load_queries)(run.call, run.tiles[run.groups[part.group].first + h], memory[h].queries);
+      HWY_DYNAMIC_DISPATCH(load_queries_any)(run.call, run.tiles[run.groups[part.group].first + h], memory[h]);
     }
     run.attend(part.group, memory, part.split);
   });
@@ -497,8 +549,8 @@ void attend_splits(const TileRun& run, Scratch& partials) {
 }  // namespace
 
 void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer,
-                     const BatchView& batch, const AttentionParams& params) {
-  const AttentionCall call{out, qkv, layer, batch, params};
+                     const BatchView& batch, const AttentionParams& params, bool in_pairs) {
+  const AttentionCall call{out, qkv, layer, batch, params, in_pairs};
   const std::vector<AttentionTile> tiles = cut_tiles(call);
   if (tiles.empty()) return;
   const size_t workers = static_cast<size_t>(pool.threads());

@@ -18,6 +18,8 @@ constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kI8};
 // 128, 7.2e-6 at 256.
 constexpr double kTolerance = 1.2e-5;
 
+constexpr const char* kNoPairs = "SKIPPED: this CPU has no AVX-512 BF16";
+
 class AttentionShapes : public testing::TestWithParam<std::tuple<int32_t, int32_t>> {};
 
 TEST_P(AttentionShapes, MatchTheReferenceAtEveryLengthAroundAPageAndASplit) {
@@ -42,6 +44,85 @@ TEST_P(AttentionShapes, MatchTheReferenceAtEveryLengthAroundAPageAndASplit) {
 INSTANTIATE_TEST_SUITE_P(Grid, AttentionShapes,
                          testing::Combine(testing::Values(8, 32, 64, 80, 96, 128, 256),
                                           testing::Values(1, 2, 3, 4, 7, 8, 16, 32)));
+
+// ---- Pairs of bf16: queries and softmax weights are rounded. Half a unit in the last place of bf16 is 2^-8 of a weight, so an output is off by
+// at most 2^-8 of the same sum over the values' magnitudes; queries are given rounded, so that only weights count.
+
+Sequence with_rounded_queries(const Shape& shape, int32_t tokens, uint64_t seed) {
+  std::vector<float> values = reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const bool query = static_cast<int64_t>(i) % shape.cols() < shape.out_cols();
+    values[i] = reference::round_to(query ? DType::kBF16 : shape.type, values[i]);
+  }
+  return Sequence(shape, tokens, std::move(values));
+}
+
+Sequence with_magnitudes(Sequence sequence) {
+  for (std::vector<float>* rows : {&sequence.qkv, &sequence.from_pages}) {
+    for (size_t i = 0; i < rows->size(); ++i) {
+      const int64_t column = static_cast<int64_t>(i) % sequence.shape.cols();
+      if (column >= sequence.shape.cols() - int64_t{sequence.shape.kv_heads} * sequence.shape.head_dim) (*rows)[i] = std::abs((*rows)[i]);
+    }
+  }
+  return sequence;
+}
+
+// The largest error of a row, as a share of what the rounding of weights may cost.
+double share_of_bound(std::span<const float> row, const std::vector<double>& expected, const std::vector<double>& magnitudes) {
+  double largest = 0;
+  for (size_t i = 0; i < row.size(); ++i) {
+    const double error = std::abs(row[i] - expected[i]) / (magnitudes[i] / 256 + kTolerance);
+    if (!(error <= largest)) largest = error;  // a NaN stays
+  }
+  return largest;
+}
+
+TEST_P(AttentionShapes, PairsOfBf16StayWithinTheRoundingOfTheWeights) {
+  if (!cpu_multiplies_bf16()) GTEST_SKIP() << kNoPairs;
+  const auto [head_dim, group] = GetParam();
+  const auto backend = make_cpu_backend({.threads = 2, .bf16_activations = true});
+  for (const DType type : {DType::kBF16, DType::kI8}) {
+    for (const int32_t window : {0, 37}) {
+      const Shape shape{group, 2, head_dim, type, window};
+      const Sequence sequence = with_rounded_queries(shape, 140, 11 + static_cast<uint64_t>(head_dim));
+      const Sequence magnitudes = with_magnitudes(sequence);
+      const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 60, 61, 62, 63, 139, 140});
+      for (const int32_t t : {0, 1, 14, 15, 16, 17, 30, 31, 32, 33, 60, 61, 62, 63, 64, 65, 138, 139}) {
+        const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+        ASSERT_LE(share_of_bound(row, sequence.expected(t, window), magnitudes.expected(t, window)), 1.0)
+            << dtype_name(type) << ", token " << t << ", window " << window;
+      }
+    }
+  }
+}
+
+TEST(AttentionPairs, BoundCatchesTheNearestWrongKernels) {
+  if (!cpu_multiplies_bf16()) GTEST_SKIP() << kNoPairs;
+  const auto backend = make_cpu_backend({.threads = 1, .bf16_activations = true});
+  for (const DType type : {DType::kBF16, DType::kI8}) {
+    const Shape shape{4, 2, 64, type, 20};
+    const Sequence sequence = with_rounded_queries(shape, 61, 4);
+    const std::vector<float> rows = run_alone(*backend, sequence, 16, {0, 61});
+    const int32_t t = 60;
+    const std::span<const float> row(rows.data() + t * shape.out_cols(), static_cast<size_t>(shape.out_cols()));
+    const std::vector<double> magnitudes = with_magnitudes(sequence).expected(t, 20);
+    ASSERT_LE(share_of_bound(row, sequence.expected(t, 20), magnitudes), 1.0);
+    EXPECT_GT(share_of_bound(row, sequence.expected(t, 20, true), magnitudes), 5.0) << "last key dropped";
+    EXPECT_GT(share_of_bound(row, sequence.expected(t, 19), magnitudes), 2.0) << "window one short";
+    EXPECT_GT(share_of_bound(row, sequence.expected(t, 21), magnitudes), 2.0) << "window one long";
+    EXPECT_GT(share_of_bound(row, sequence.expected(t, 20, false, 1), magnitudes), 5.0) << "wrong head of the group";
+    EXPECT_GT(share_of_bound(row, sequence.expected(t, 20, false, 0, 1.02), magnitudes), 2.0) << "scale off by 2 %";
+  }
+}
+
+TEST(AttentionPairs, QueriesAreRounded) {
+  if (!cpu_multiplies_bf16()) GTEST_SKIP() << kNoPairs;
+  const auto backend = make_cpu_backend({.threads = 1, .bf16_activations = true});
+  const Shape shape{3, 2, 64, DType::kBF16, 0};
+  const Sequence exact(shape, 50, reference::random_floats(static_cast<size_t>(50 * shape.cols()), 8, 1.5f));
+  const Sequence rounded(shape, 50, reference::random_floats(static_cast<size_t>(50 * shape.cols()), 8, 1.5f, DType::kBF16));
+  EXPECT_EQ(reference::bits(run_alone(*backend, exact, 16, {0, 50})), reference::bits(run_alone(*backend, rounded, 16, {0, 50})));
+}
 
 TEST(Attention, WindowMatchesTheReferenceWithPagesGivenBack) {
   const auto backend = make_cpu_backend({.threads = 2});
@@ -89,7 +170,16 @@ TEST(Attention, LargeScoresNeitherOverflowNorVanish) {
   }
 }
 
-// ---- Bits: what may not change them.
+// ---- Bits: what may not change them, in fp32 and in pairs of bf16.
+
+class AttentionBits : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (GetParam() && !cpu_multiplies_bf16()) GTEST_SKIP() << kNoPairs;
+  }
+  std::unique_ptr<Backend> make(int threads) const { return make_cpu_backend({.threads = threads, .bf16_activations = GetParam()}); }
+};
+INSTANTIATE_TEST_SUITE_P(Arithmetic, AttentionBits, testing::Bool(), [](const auto& info) { return info.param ? "Pairs" : "Fp32"; });
 
 Shape small_shape(DType type, int32_t window = 0) { return {3, 2, 40, type, window}; }
 
@@ -99,8 +189,8 @@ std::vector<int32_t> one_by_one(int32_t tokens) {
   return cuts;
 }
 
-TEST(AttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
-  const auto backend = make_cpu_backend({.threads = 2});
+TEST_P(AttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
+  const auto backend = make(2);
   std::mt19937_64 random(77);
   for (const DType type : kTypes) {
     for (const int32_t window : {0, 90}) {
@@ -121,8 +211,8 @@ TEST(AttentionBits, DecodeEqualsPrefillHoweverItIsCut) {
   }
 }
 
-TEST(AttentionBits, PageSizeAndPagePlacementChangeNothing) {
-  const auto backend = make_cpu_backend({.threads = 2});
+TEST_P(AttentionBits, PageSizeAndPagePlacementChangeNothing) {
+  const auto backend = make(2);
   for (const DType type : kTypes) {
     const Sequence sequence(small_shape(type, 0), 700, 21);
     const auto expected = reference::bits(run_alone(*backend, sequence, 16, {0, 300, 700}, 1));
@@ -135,28 +225,28 @@ TEST(AttentionBits, PageSizeAndPagePlacementChangeNothing) {
   }
 }
 
-TEST(AttentionBits, ThreadsChangeNothing) {
+TEST_P(AttentionBits, ThreadsChangeNothing) {
   // One long decode (splits go round), and a prefill (tiles go round).
   const Sequence sequence(small_shape(DType::kBF16), 2100, 22);
   const std::vector<int32_t> cuts{0, 2090, 2091, 2092, 2100};
-  const auto one = reference::bits(run_alone(*make_cpu_backend({.threads = 1}), sequence, 32, cuts));
+  const auto one = reference::bits(run_alone(*make(1), sequence, 32, cuts));
   for (const int threads : {2, 3, 5}) {
-    EXPECT_EQ(reference::bits(run_alone(*make_cpu_backend({.threads = threads}), sequence, 32, cuts)), one)
+    EXPECT_EQ(reference::bits(run_alone(*make(threads), sequence, 32, cuts)), one)
         << threads << " threads";
   }
 }
 
 // KV heads are taken together, four and one; with two threads there are more splits than the room for their states, so that tiles take
 // turns. A prefill takes each head by itself.
-TEST(AttentionBits, ManyLongContextsChangeNothing) {
+TEST_P(AttentionBits, ManyLongContextsChangeNothing) {
   const int32_t tokens = 4500, mates = 4;
   Shape shape = small_shape(DType::kBF16);
   shape.kv_heads = 5;
   const Sequence sequence(shape, tokens, 23);
-  const std::vector<uint32_t> alone = reference::bits(run_alone(*make_cpu_backend({.threads = 2}), sequence, 32, {0, tokens}));
+  const std::vector<uint32_t> alone = reference::bits(run_alone(*make(2), sequence, 32, {0, tokens}));
   const std::span<const uint32_t> expected = std::span(alone).last(static_cast<size_t>(shape.out_cols()));
   for (const int threads : {1, 2}) {
-    const auto backend = make_cpu_backend({.threads = threads});
+    const auto backend = make(threads);
     Pool pool(*backend, shape, 32, mates * (tokens / 32 + 2), 9);
     std::vector<std::vector<int32_t>> tables(mates);
     std::vector<Pool::Chunk> decode;
@@ -173,8 +263,8 @@ TEST(AttentionBits, ManyLongContextsChangeNothing) {
   }
 }
 
-TEST(AttentionBits, BatchMatesChangeNothing) {
-  const auto backend = make_cpu_backend({.threads = 2});
+TEST_P(AttentionBits, BatchMatesChangeNothing) {
+  const auto backend = make(2);
   std::mt19937_64 random(99);
   for (const DType type : kTypes) {
     const Shape shape = small_shape(type, type == DType::kF16 ? 70 : 0);
@@ -222,16 +312,16 @@ TEST(AttentionBits, BatchMatesChangeNothing) {
 }
 
 // The control: the comparison above sees a change of one unit in the last place of one key.
-TEST(AttentionBits, PaddingIsNothing) {
+TEST_P(AttentionBits, PaddingIsNothing) {
   for (const int threads : {1, 3}) {
-    const auto backend = make_cpu_backend({.threads = threads});
+    const auto backend = make(threads);
     for (const DType type : {DType::kBF16, DType::kI8}) expect_padding_is_nothing(*backend, {4, 2, 64, type, 0});
     expect_padding_is_nothing(*backend, {1, 2, 64, DType::kF32, 30});
   }
 }
 
-TEST(AttentionBits, OneChangedKeyShows) {
-  const auto backend = make_cpu_backend({.threads = 1});
+TEST_P(AttentionBits, OneChangedKeyShows) {
+  const auto backend = make(1);
   Sequence sequence(small_shape(DType::kF32), 80, 23);
   const auto before = reference::bits(run_alone(*backend, sequence, 16, {0, 80}));
   float& element = sequence.qkv[static_cast<size_t>(40 * sequence.shape.cols() + sequence.shape.out_cols())];
@@ -239,9 +329,9 @@ TEST(AttentionBits, OneChangedKeyShows) {
   EXPECT_NE(reference::bits(run_alone(*backend, sequence, 16, {0, 80})), before);
 }
 
-TEST(AttentionBits, ANaNOfALaterTokenStaysThere) {
+TEST_P(AttentionBits, ANaNOfALaterTokenStaysThere) {
   // A token whose k and v are NaN poisons the rows that see it and no row before it, in the same tile or not.
-  const auto backend = make_cpu_backend({.threads = 1});
+  const auto backend = make(1);
   for (const DType type : kTypes) {
     const Shape shape = small_shape(type);
     Sequence sequence(shape, 60, 24);

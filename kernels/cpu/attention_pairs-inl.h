@@ -1,0 +1,390 @@
+// What attention does with pairs of bf16, where the CPU multiplies them (AVX-512 BF16, and VBMI for int8: Zen 4, Sapphire Rapids and later) and
+// the pages are of bf16 or int8: queries and softmax weights are rounded to bf16, products and sums are fp32. A pair is a word, its first half
+// the lower: two neighbouring elements of a query or key, the weights of two neighbouring keys, an element of their values.
+//
+// Bits: a score is one chain over the pairs of head_dim, an output one over the pairs of keys at even positions of its block: ascending, the same
+// instruction whatever the number of rows. Of a pair that a row sees half of, the other half is made 0 in weight and value: 0 · NaN is NaN.
+#if defined(HEADROOM_KERNELS_CPU_ATTENTION_PAIRS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADROOM_KERNELS_CPU_ATTENTION_PAIRS_INL_H_
+#undef HEADROOM_KERNELS_CPU_ATTENTION_PAIRS_INL_H_
+#else
+#define HEADROOM_KERNELS_CPU_ATTENTION_PAIRS_INL_H_
+#endif
+
+#include "kernels/cpu/attention_block-inl.h"
+
+#undef HEADROOM_HAS_PAIRS
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+#define HEADROOM_HAS_PAIRS 1
+#include <immintrin.h>
+
+#include <array>
+
+#define HEADROOM_PAIRS __attribute__((target("avx512bf16,avx512vbmi")))
+
+HWY_BEFORE_NAMESPACE();
+namespace headroom {
+namespace HWY_NAMESPACE {
+
+constexpr int kTilePairRows = 12;    // with two vectors: 24 sums in 32 registers
+constexpr int kDirectPairRows = 6;   // up to so many rows, keys are multiplied as they come out of the transpose
+constexpr int kUnit = 2 * kLanes;    // elements of a value row that become two vectors of pairs
+
+// bf16 of the whole numbers 0 … 127, in bytes.
+struct Bf16OfBytes {
+  alignas(64) uint8_t low[128];
+  alignas(64) uint8_t high[128];
+};
+constexpr Bf16OfBytes make_bf16_of_bytes() {
+  Bf16OfBytes table{};
+  for (int i = 0; i < 128; ++i) {
+    const uint16_t bits = f32_to_bf16(static_cast<float>(i));
+    table.low[i] = static_cast<uint8_t>(bits);
+    table.high[i] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}
+inline constexpr Bf16OfBytes kBf16OfBytes = make_bf16_of_bytes();
+
+// The two bytes of the bf16 of 64 int8, -127 … 127.
+struct Bf16Bytes {
+  __m512i low, high;
+  HEADROOM_PAIRS HWY_INLINE explicit Bf16Bytes(__m512i quants) {
+    const __m512i magnitude = _mm512_abs_epi8(quants);
+    low = _mm512_permutex2var_epi8(_mm512_load_si512(kBf16OfBytes.low), magnitude, _mm512_load_si512(kBf16OfBytes.low + 64));
+    high = _mm512_permutex2var_epi8(_mm512_load_si512(kBf16OfBytes.high), magnitude, _mm512_load_si512(kBf16OfBytes.high + 64));
+    high = _mm512_ternarylogic_epi32(high, quants, _mm512_set1_epi8(-128), 0xF8);  // high | (quants & sign)
+  }
+};
+
+// Which bytes of two vectors, the second's from 64 on, make up one.
+struct ByteOrder {
+  alignas(64) uint8_t of[64];
+};
+
+// One word of a key, of 16 keys, as pairs: one of bf16, two of int8.
+template <DType type>
+HEADROOM_PAIRS HWY_INLINE void pairs_of_words(__m512i words, __m512i (&pairs)[4 / sizeof(Element<type>) / 2]) {
+  if constexpr (type == DType::kBF16) {
+    pairs[0] = words;
+  } else {
+    static constexpr auto order = [](int first) {
+      ByteOrder bytes{};
+      for (int i = 0; i < 64; ++i) bytes.of[i] = static_cast<uint8_t>(i / 4 * 4 + first + i % 4 / 2 + (i % 2 == 0 ? 0 : 64));
+      return bytes;
+    };
+    static constexpr ByteOrder kFirst = order(0), kSecond = order(2);
+    const Bf16Bytes bytes(words);
+    pairs[0] = _mm512_permutex2var_epi8(bytes.low, _mm512_load_si512(kFirst.of), bytes.high);
+    pairs[1] = _mm512_permutex2var_epi8(bytes.low, _mm512_load_si512(kSecond.of), bytes.high);
+  }
+}
+
+// kUnit elements of two value rows, interleaved within 16 bytes (in_order puts them right); `first` and `second` say which elements there are,
+// the others become 0.
+template <DType type>
+HEADROOM_PAIRS HWY_INLINE void pairs_of_values(const Element<type>* a, const Element<type>* b, __mmask32 first, __mmask32 second,
+                                               __m512i (&pairs)[2]) {
+  if constexpr (type == DType::kBF16) {
+    const __m512i x = _mm512_maskz_loadu_epi16(first, a), y = _mm512_maskz_loadu_epi16(second, b);
+    pairs[0] = _mm512_unpacklo_epi16(x, y);
+    pairs[1] = _mm512_unpackhi_epi16(x, y);
+  } else {
+    static constexpr ByteOrder kInterleaved = [] {
+      ByteOrder bytes{};
+      for (int i = 0; i < 64; ++i) bytes.of[i] = static_cast<uint8_t>(i / 2 + (i % 2 == 0 ? 0 : 64));
+      return bytes;
+    }();
+    const __m512i x = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(first, a));
+    const __m512i y = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(second, b));
+    const Bf16Bytes bytes(_mm512_permutex2var_epi8(x, _mm512_load_si512(kInterleaved.of), y));
+    pairs[0] = _mm512_unpacklo_epi8(bytes.low, bytes.high);
+    pairs[1] = _mm512_unpackhi_epi8(bytes.low, bytes.high);
+  }
+}
+
+// Puts the sums of kUnit columns, as pairs_of_values leaves them, in order.
+HEADROOM_PAIRS inline void in_order(float* columns) {
+  const __m512i a = _mm512_load_si512(columns), b = _mm512_load_si512(columns + kLanes);
+  _mm512_store_si512(columns, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b));
+  _mm512_store_si512(columns + kLanes, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b));
+}
+
+HEADROOM_PAIRS HWY_INLINE __m512 add_products(__m512 sums, __m512i pairs, uint32_t pair) {
+  return _mm512_dpbf16_ps(sums, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)));
+}
+
+// Four words of 16 neighbouring keys, transposed: words[w] has word first + w of each. See transpose_keys.
+template <DType type>
+HEADROOM_PAIRS HWY_INLINE void load_key_words(const Element<type>* rows, int64_t head_dim, int64_t first, __m512i (&words)[4]) {
+  const Element<type>* from = rows + first * static_cast<int64_t>(4 / sizeof(Element<type>));
+  __m512i part[4];
+  HEADROOM_UNROLL
+  for (int r = 0; r < 4; ++r) {
+    const auto row = [&](int k) HEADROOM_PAIRS { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (r + k) * head_dim)); };
+    const __m256i lower = _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
+    const __m256i upper = _mm256_inserti128_si256(_mm256_castsi128_si256(row(8)), row(12), 1);
+    part[r] = _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
+  }
+  const __m512i ab_low = _mm512_unpacklo_epi32(part[0], part[1]), ab_high = _mm512_unpackhi_epi32(part[0], part[1]);
+  const __m512i ce_low = _mm512_unpacklo_epi32(part[2], part[3]), ce_high = _mm512_unpackhi_epi32(part[2], part[3]);
+  words[0] = _mm512_unpacklo_epi64(ab_low, ce_low);
+  words[1] = _mm512_unpackhi_epi64(ab_low, ce_low);
+  words[2] = _mm512_unpacklo_epi64(ab_high, ce_high);
+  words[3] = _mm512_unpackhi_epi64(ab_high, ce_high);
+}
+
+// Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector.
+template <DType type, int kChunks, class Take>
+HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const BlockRows<type>& later, int chunk, const Take& take) {
+  constexpr int kPairs = 4 / static_cast<int>(sizeof(Element<type>)) / 2;  // of a word
+  const int64_t words_in_all = rows.head_dim / (2 * kPairs);
+  for (int64_t i = 0; i < words_in_all; i += 4) {
+    __m512i words[kChunks][4];
+    HEADROOM_UNROLL
+    for (int c = 0; c < kChunks; ++c) {
+      if (later.k[chunk + c] != nullptr) {
+        prefetch_ahead<kLanes * 16>(later.k[chunk + c], i * 2 * kPairs * kLanes);
+        prefetch_ahead<kLanes * 16>(later.v[chunk + c], i * 2 * kPairs * kLanes);
+      }
+      load_key_words<type>(rows.k[chunk + c], rows.head_dim, i, words[c]);
+    }
+    HEADROOM_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      if (i + w >= words_in_all) break;
+      __m512i pairs[kChunks][kPairs];
+      HEADROOM_UNROLL
+      for (int c = 0; c < kChunks; ++c) pairs_of_words<type>(words[c][w], pairs[c]);
+      HEADROOM_UNROLL
+      for (int p = 0; p < kPairs; ++p) {
+        __m512i vectors[kChunks];
+        HEADROOM_UNROLL
+        for (int c = 0; c < kChunks; ++c) vectors[c] = pairs[c][p];
+        take((i + w) * kPairs + p, vectors);
+      }
+    }
+  }
+}
+
+// Scores of few rows with the keys of some chunks.
+template <DType type, int kRows, int kChunks>
+HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, const BlockRows<type>& rows, const BlockRows<type>& later, int chunk) {
+  __m512 sums[kRows][kChunks];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int c = 0; c < kChunks; ++c) sums[r][c] = _mm512_setzero_ps();
+  }
+  for_key_pairs<type, kChunks>(rows, later, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS {
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int c = 0; c < kChunks; ++c) sums[r][c] = add_products(sums[r][c], keys[c], queries[pair * kTileQueryRows + r]);
+    }
+  });
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int c = 0; c < kChunks; ++c) _mm512_store_ps(weights + r * kBlockKeys + (chunk + c) * kLanes, sums[r][c]);
+  }
+}
+
+// Scores of rows with keys [head_dim / 2][kBlockKeys] of pairs.
+template <int kRows>
+HEADROOM_PAIRS void score_packed_pairs(float* weights, const uint32_t* queries, const uint32_t* keys, int64_t pairs) {
+  __m512 sums[kRows][kBlockVectors];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kBlockVectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  }
+  for (int64_t i = 0; i < pairs; ++i) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const __m512i key = _mm512_load_si512(keys + i * kBlockKeys + v * kLanes);
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r][v] = add_products(sums[r][v], key, queries[i * kTileQueryRows + r]);
+    }
+  }
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kBlockVectors; ++v) _mm512_store_ps(weights + r * kBlockKeys + v * kLanes, sums[r][v]);
+  }
+}
+
+// The halves of the pair of keys 2p and 2p + 1 that are in [begin, end).
+HEADROOM_PAIRS HWY_INLINE bool sees_first(int32_t p, int32_t begin) { return 2 * p >= begin; }
+HEADROOM_PAIRS HWY_INLINE bool sees_second(int32_t p, int32_t end) { return 2 * p + 1 < end; }
+
+// accumulator[r] = accumulator[r] · decay[r] + Σ over the pairs of keys [begin, end) of weights[r] · values(p): kVectors vectors of columns.
+template <int kRows, int kVectors, class Values>
+HEADROOM_PAIRS HWY_INLINE void mix_pair_columns(float* accumulator, const float* decay, const uint32_t* weights, int32_t begin, int32_t end,
+                                                int64_t padded_dim, const Values& values) {
+  __m512 sums[kRows][kVectors];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_mul_ps(_mm512_load_ps(accumulator + r * padded_dim + v * kLanes), _mm512_set1_ps(decay[r]));
+  }
+  for (int32_t p = begin / 2; 2 * p < end; ++p) {
+    __m512i pairs[kVectors];
+    values(p, pairs);
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], pairs[v], weights[r * kBlockKeys + p]);
+    }
+  }
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(accumulator + r * padded_dim + v * kLanes, sums[r][v]);
+  }
+}
+
+// Calls mix(first column, static count of vectors) over all columns, at most kUnits units at a time.
+template <int kUnits, class Mix>
+HEADROOM_PAIRS HWY_INLINE void for_columns(int64_t padded_dim, const Mix& mix) {
+  for (int64_t i = 0; i < padded_dim; i += kUnits * kUnit) {
+    with_static_count<kUnits>(static_cast<int>(HWY_MIN(int64_t{kUnits}, (padded_dim - i) / kUnit)),
+                              [&](auto count) HEADROOM_PAIRS { mix(i, std::integral_constant<int, 2 * decltype(count)::value>()); });
+  }
+}
+
+// Values as they are stored, of few rows.
+template <DType type, int kRows>
+HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, const uint32_t* weights, const BlockRows<type>& rows, int32_t begin,
+                                     int32_t end, int64_t padded_dim) {
+  for_columns<kRows <= kDirectPairRows ? 2 : 1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
+    constexpr int kVectors = decltype(count)::value;
+    mix_pair_columns<kRows, kVectors>(accumulator + i, decay, weights, begin, end, padded_dim, [&](int32_t p, __m512i(&pairs)[kVectors]) HEADROOM_PAIRS {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; v += 2) {
+        const int64_t at = i + v * kLanes;
+        const auto there = static_cast<__mmask32>(rows.head_dim - at >= kUnit ? ~0u : (1u << (rows.head_dim - at)) - 1u);
+        const Element<type>* row = rows.value(2 * p) + at;
+        __m512i two[2];
+        pairs_of_values<type>(row, row + rows.head_dim, sees_first(p, begin) ? there : 0, sees_second(p, end) ? there : 0, two);
+        pairs[v] = two[0];
+        pairs[v + 1] = two[1];
+      }
+    });
+  });
+}
+
+// Values of keys [begin, end) as pairs [kBlockKeys / 2][padded_dim]; a half that is not among them is 0.
+template <DType type>
+HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
+  for (int32_t p = begin / 2; 2 * p < end; ++p) {
+    const Element<type>* row = rows.value(2 * p);
+    for (int64_t i = 0; i < padded_dim; i += kUnit) {
+      const auto there = static_cast<__mmask32>(rows.head_dim - i >= kUnit ? ~0u : (1u << (rows.head_dim - i)) - 1u);
+      __m512i pairs[2];
+      pairs_of_values<type>(row + i, row + rows.head_dim + i, sees_first(p, begin) ? there : 0, sees_second(p, end) ? there : 0, pairs);
+      _mm512_store_si512(to + p * padded_dim + i, pairs[0]);
+      _mm512_store_si512(to + p * padded_dim + i + kLanes, pairs[1]);
+    }
+  }
+}
+
+// Rows that see keys [begin, end) of packed values.
+template <int kRows>
+HEADROOM_PAIRS void mix_packed_pairs(float* accumulator, const float* decay, const uint32_t* weights, const uint32_t* values, int32_t begin, int32_t end,
+                                     int64_t padded_dim) {
+  for_columns<1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
+    constexpr int kVectors = decltype(count)::value;
+    mix_pair_columns<kRows, kVectors>(accumulator + i, decay, weights, begin, end, padded_dim, [&](int32_t p, __m512i(&pairs)[kVectors]) HEADROOM_PAIRS {
+      const auto halves = static_cast<__mmask32>((sees_first(p, begin) ? 0x55555555u : 0u) | (sees_second(p, end) ? 0xAAAAAAAAu : 0u));
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) pairs[v] = _mm512_maskz_loadu_epi16(halves, values + p * padded_dim + i + v * kLanes);
+    });
+  });
+}
+
+// Softmax weights of a row, rounded in place to pairs.
+HEADROOM_PAIRS inline void round_weights(float* weights) {
+  static_assert(kBlockVectors == 2);
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(_mm512_load_ps(weights + kLanes), _mm512_load_ps(weights));
+  _mm512_store_si512(weights, (__m512i)pairs);
+}
+
+// A tile's queries as pairs [head_dim / 2][kTileQueryRows].
+HEADROOM_PAIRS inline void load_query_pairs(const AttentionCall& call, const AttentionTile& tile, uint32_t* queries) {
+  const int64_t head_dim = call.params.head_dim;
+  for (int r = 0; r < call.rows(tile); ++r) {
+    const float* q = call.query(tile, r);
+    for (int64_t i = 0; i < head_dim; i += kLanes) {
+      const auto there = static_cast<__mmask16>(head_dim - i >= kLanes ? 0xFFFF : (1 << (head_dim - i)) - 1);
+      alignas(32) uint32_t rounded[kLanes / 2];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(rounded), (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, q + i)));
+      for (int64_t j = 0; j < kLanes / 2; ++j) queries[(i / 2 + j) * kTileQueryRows + r] = rounded[j];
+    }
+  }
+}
+
+// See Fp32Arithmetic.
+template <DType type>
+struct PairArithmetic {
+  static constexpr DType kType = type;
+
+  static void load_queries(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
+    load_query_pairs(call, tile, words(memory.queries));
+  }
+  HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later) {
+    static_assert(kBlockKeys == 2 * kChunkKeys && kChunkKeys == kLanes);
+    const uint32_t* queries = words(memory.queries);
+    if (rows <= kDirectPairRows) {
+      with_static_count<kDirectPairRows>(rows, [&](auto count) HEADROOM_PAIRS {
+        constexpr int kRows = decltype(count)::value;
+        if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(memory.weights, queries, block, later, 0);
+        for (int c = 0; c < 2; ++c) {
+          if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(memory.weights, queries, block, later, c);
+        }
+      });
+      return;
+    }
+    uint32_t* keys = words(memory.keys);
+    for (int c = 0; c < 2; ++c) {
+      if (block.k[c] == nullptr) continue;
+      for_key_pairs<type, 1>(block, later, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS {
+        _mm512_store_si512(keys + pair * kBlockKeys + c * kLanes, vectors[0]);
+      });
+    }
+    for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
+      score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, keys, call.params.head_dim / 2);
+    });
+  }
+  static void finish_weights(float* weights) { round_weights(weights); }
+  static void finish_sums(float* sums, int64_t padded_dim) {
+    for (int64_t i = 0; i < padded_dim; i += kUnit) in_order(sums + i);
+  }
+  static bool mixes_stored(const AttentionCall&, int rows) { return rows <= kTilePairRows; }
+  HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    with_static_count<kTilePairRows>(rows, [&](auto count) HEADROOM_PAIRS {
+      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, range.begin, range.end, padded_dim);
+    });
+  }
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    pack_value_pairs<type>(words(memory.values), block, range.begin, range.end, padded_dim);
+  }
+  HEADROOM_PAIRS static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
+    for_register_tiles<kTilePairRows>(begin, end, [&](int first, auto count) HEADROOM_PAIRS {
+      mix_packed_pairs<decltype(count)::value>(memory.split.accumulator + first * padded_dim, decay + first, words(memory.weights) + first * kBlockKeys,
+                                               words(memory.values), range.begin, range.end, padded_dim);
+    });
+  }
+
+ private:
+  static uint32_t* words(float* memory) { return reinterpret_cast<uint32_t*>(memory); }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headroom
+HWY_AFTER_NAMESPACE();
+
+#undef HEADROOM_PAIRS
+#else
+#define HEADROOM_HAS_PAIRS 0
+#endif
+#endif
