@@ -153,6 +153,7 @@ class Engine {
   void admit(std::unique_ptr<Live>& live);
   void heed_signal(RequestId id);
   void step();
+  int32_t chunk_tokens() const;
   template <class Work>
   static std::optional<Failure> attempt(const Work& work);
   void launch(Step& step);

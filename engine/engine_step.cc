@@ -26,7 +26,7 @@ std::optional<Engine::Failure> Engine::attempt(const Work& work) {
 // One plan, and the results of the step before where these are still under way.
 void Engine::step() {
   Step next{.started = Clock::now()};
-  totals_.chunk_tokens = pace_.chunk_tokens();
+  totals_.chunk_tokens = chunk_tokens();
   scheduler_.set_chunk_tokens_max(totals_.chunk_tokens);
   const StepPlan& plan = scheduler_.plan();
   next.plan = &plan;
@@ -59,6 +59,14 @@ void Engine::step() {
   }
   if (idle) publish_stats(false);
   deliver_ended();
+}
+
+// For the next step. Who was given a token by the last one writes in it, as far as is known; all others wait for their first.
+int32_t Engine::chunk_tokens() const {
+  const SchedulerStats now = scheduler_.stats();
+  const int64_t all = std::min<int64_t>(now.running_sequences + now.waiting_sequences, options_.scheduler.running_sequences_max);
+  const auto writing = static_cast<int64_t>(scheduler_.current_plan().sampled.size());
+  return pace_.chunk_tokens(std::max<int64_t>(std::min(writing, all), 1), all);
 }
 
 // Waits for the step under way. If that fails, nothing of it or of what was launched behind it can be trusted.

@@ -172,7 +172,7 @@ void add_scheduling_rows(std::vector<OptionRow>& rows) {
   rows.push_back(number_row("step_tokens_max", "Scheduling", "N", 1, 1 << 20,
                             "tokens of one step: more is faster, fewer makes others wait less", FIELD(step_tokens_max)));
   rows.push_back(number_row("step_slowdown_max", "Scheduling", "N", 0, 1000,
-                            "a step that generates takes at most so many times longer by the prompts beside it, which are cut accordingly; 0: they are not",
+                            "prompts make a step that generates at most so many times as long, and 1 + (N - 1) / 4 times as long as one of all that write or wait would be; 0: no bound",
                             FIELD(step_slowdown_max)));
   rows.push_back(number_row("running_sequences_max", "Scheduling", "N", 1, 1 << 16, "sequences that run at the same time",
                             FIELD(running_sequences_max)));

@@ -42,7 +42,7 @@ struct ServeOptions {
   // Scheduling
   bool async_scheduling = true;  // where a device draws the tokens, the next step is planned and launched while it is at work on the last
   int32_t step_tokens_max = kStepTokensDefault;  // tokens of one step: more is faster, fewer makes others wait less
-  int32_t step_slowdown_max = 3;        // of a step that generates, by tokens of prompts beside; 0: no bound
+  int32_t step_slowdown_max = 4;        // of a step that generates, by tokens of prompts beside (StepPace); 0: no bound
   int32_t running_sequences_max = 256;  // sequences that run at the same time
   int32_t queue_requests_max = 1024;    // requests that wait; one more is answered 429
   int64_t queue_tokens_max = 1 << 24;   // tokens of their prompts; likewise

@@ -17,7 +17,7 @@ class FakeRunner : public ModelRunner {
   struct Options {
     int32_t vocab_size = 64;
     int32_t logits_rows_max = 4;
-    std::chrono::microseconds step_time{0};
+    std::chrono::microseconds step_time{0}, row_time{0};           // row_time: more for each token
     std::function<int32_t(int32_t token, int32_t position)> next;  // default: (31·token + position + 7) mod V
     std::function<void(int64_t call)> before_run;                  // may throw BackendError
     int32_t nan_after_token = -1;                                  // rows of this token give NaN
@@ -35,7 +35,8 @@ class FakeRunner : public ModelRunner {
 
   void run(const BatchView& batch) override {
     if (options_.before_run) options_.before_run(calls_++);
-    if (options_.step_time.count() > 0) std::this_thread::sleep_for(options_.step_time);
+    const auto time = options_.step_time + static_cast<int64_t>(batch.tokens.size()) * options_.row_time;
+    if (time.count() > 0) std::this_thread::sleep_for(time);
     tokens_.assign(batch.tokens.begin(), batch.tokens.end());
     positions_.assign(batch.positions.begin(), batch.positions.end());
   }
