@@ -6,19 +6,23 @@
 
 A turn: that many clients at once, each streaming one request of random prompt tokens, the same for every server. Measured are tokens per second
 of all, the time to the first token (median), and the gaps between tokens of one stream (median, p99, longest). With --intruders, so many
-long prompts arrive one after another while the clients' streams run, and only the streams' gaps from the first intruder to the end of the last count. Ratios
-are of the first server to each other one, turn by turn: median and range. Needs nothing but Python.
+long prompts arrive one after another, for one token each, while the clients' streams run, and only the streams' gaps from the first intruder to
+the end of the last count, and how long an intruder takes. Ratios are of the first server to each other one, turn by turn: median and range.
+Needs nothing but Python.
 """
 
 import argparse
 import http.client
 import json
+import os
 import random
 import statistics
 import sys
-import threading
 import time
 import urllib.parse
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../e2e"))
+from harness import in_threads  # noqa: E402
 
 TOKEN_IDS = range(300, 900)  # ordinary tokens of any vocabulary
 
@@ -46,39 +50,32 @@ def turn(url, clients, args, seed):
     generator = random.Random(seed)
     prompts = [generator.choices(TOKEN_IDS, k=args.prompt_tokens) for _ in range(clients)]
     intruders = [generator.choices(TOKEN_IDS, k=args.intruder_tokens) for _ in range(args.intruders)]
-    marks, began, errors, intrusions = [[] for _ in prompts], [0.0] * clients, [], []
+    marks, ended, intrusions = [[] for _ in prompts], [], []
 
     def client(index):
         try:
-            began[index] = stream(url, prompts[index], args.tokens, marks[index])
-        except Exception as error:
-            errors.append(error)
+            return stream(url, prompts[index], args.tokens, marks[index])
+        finally:
+            ended.append(index)
 
     def intrude():
-        try:
-            while min(len(each) for each in marks) < 8 and not errors:  # all of them run
-                time.sleep(0.01)
-            for prompt in intruders:
-                intrusions.append(time.monotonic())
-                stream(url, prompt, 1, [0.0])
+        while min(len(each) for each in marks) < 8 and not ended:  # all of them run
+            time.sleep(0.01)
+        for prompt in intruders:
             intrusions.append(time.monotonic())
-        except Exception as error:
-            errors.append(error)
+            stream(url, prompt, 1, [0.0])
+        intrusions.append(time.monotonic())
 
-    threads = [threading.Thread(target=client, args=(index,)) for index in range(clients)]
-    threads += [threading.Thread(target=intrude)] if intruders else []
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    began = in_threads(clients + (1 if intruders else 0), lambda index: client(index) if index < clients else intrude())[:clients]
     since, until = (intrusions[0], intrusions[-1]) if intrusions else (0.0, float("inf"))
     gaps = sorted(b - a for each in marks for a, b in zip(each, each[1:]) if b >= since and a <= until)
-    return {"tokens_per_second": clients * args.tokens / (max(each[-1] for each in marks) - min(began)),
-            "first_token_seconds": statistics.median(each[0] - sent for each, sent in zip(marks, began)),
-            "gap_p50_seconds": statistics.median(gaps), "gap_p99_seconds": gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
-            "gap_longest_seconds": gaps[-1], "gap_longest_to_median": gaps[-1] / statistics.median(gaps)}
+    result = {"tokens_per_second": clients * args.tokens / (max(each[-1] for each in marks) - min(began)),
+              "first_token_seconds": statistics.median(each[0] - sent for each, sent in zip(marks, began)),
+              "gap_p50_seconds": statistics.median(gaps), "gap_p99_seconds": gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
+              "gap_longest_seconds": gaps[-1], "gap_longest_to_median": gaps[-1] / statistics.median(gaps)}
+    if intrusions:
+        result["intruder_seconds"] = (until - since) / args.intruders
+    return result
 
 
 def print_row(clients, name, values):
@@ -100,7 +97,8 @@ def main():
     record = []
     for name, url in servers.items():  # warms up
         stream(url, random.Random("warm").choices(TOKEN_IDS, k=16), 8, [])
-    print_row("clients", "server", ["tokens/s", "first token p50, s", "gap p50, ms", "gap p99, ms", "longest gap, ms", "longest / median"])
+    print_row("clients", "server", ["tokens/s", "first token p50, s", "gap p50, ms", "gap p99, ms", "longest gap, ms", "longest / median",
+                                     *(["intruder's answer, s"] if args.intruders else [])])
     for clients in map(int, args.clients.split(",")):
         turns = {name: [] for name in servers}
         for number in range(args.turns):
