@@ -149,6 +149,8 @@ class Backend {
   // Stacks `parts` by rows into one weight (q, k, v; gate, up) and packs it. All parts have the same cols. Elements are kept as
   // stored; parts of different types are kept as fp32.
   virtual std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) = 0;
+  // The same for gate and up [2F, K], which a backend may pack so that gemm_silu_mul finds a column of both together.
+  virtual std::unique_ptr<Weight> load_gate_up(std::span<const HostWeight> parts) { return load_weight(parts); }
 
   // out[t, :] = table[tokens[t], :]            [T, D]
   virtual void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) = 0;
@@ -168,6 +170,12 @@ class Backend {
   virtual void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) = 0;
   // out[t, f] = silu(gate_up[t, f]) · gate_up[t, F + f]   [T, F]
   virtual void silu_mul(Matrix out, Matrix gate_up) = 0;
+  // gate_up = x · weightᵀ + bias; out = silu_mul of it, to the bit    [T, F] = [T, K] · [2F, K]ᵀ; weight: of load_gate_up.
+  // gate_up [T, 2F] is room, which a backend that has both in one launch leaves as it is.
+  virtual void gemm_silu_mul(Matrix out, Matrix gate_up, Matrix x, const Weight& weight, Vector bias) {
+    gemm(gate_up, x, weight, bias);
+    silu_mul(out, gate_up);
+  }
   // out[i, :] = x[rows[i], :]                  [S, D]
   virtual void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) = 0;
   // Drawing: result `first + i` of the `count` that a step has is what is drawn for rows[i], in host memory, from its row of logits [S, V]:

@@ -157,6 +157,12 @@ void check_silu_mul(const Matrix& out, const Matrix& gate_up) {
   check_shape(gate_up, T, F2, "gate_up");
 }
 
+void check_gemm_silu_mul(const Matrix& out, const Matrix& gate_up, const Matrix& x, const Weight& weight, Vector bias) {
+  check_gemm(gate_up, x, weight, bias);
+  check_silu_mul(out, gate_up);
+  CHECK(out.data != x.data || out.rows == 0) << "gemm_silu_mul reads x after it has written out";
+}
+
 void check_gather_rows(const Matrix& out, const Matrix& x, std::span<const int32_t> rows) {
   Size S{"S"}, D{"D"}, T{"T"};
   check_shape(out, S, D, "out");

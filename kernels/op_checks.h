@@ -25,6 +25,7 @@ void check_rope_kv_write(const Matrix& qkv, const KvLayer& layer, const BatchVie
 void check_paged_attention(const Matrix& out, const Matrix& qkv, const KvLayer& layer, const BatchView& batch,
                            const AttentionParams& params);
 void check_silu_mul(const Matrix& out, const Matrix& gate_up);
+void check_gemm_silu_mul(const Matrix& out, const Matrix& gate_up, const Matrix& x, const Weight& weight, Vector bias);
 void check_sample(int32_t first, int32_t count, const Matrix& logits, std::span<const SampleRow> rows);
 void check_gather_rows(const Matrix& out, const Matrix& x, std::span<const int32_t> rows);
 

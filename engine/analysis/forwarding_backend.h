@@ -1,6 +1,6 @@
-// A backend that hands every op on to another one: the base of those that watch a forward pass. The engine never runs
-// through it, so that watching costs a served request nothing. Same thread rules as the backend behind it, which must
-// outlive it.
+// A backend that hands every op on to another one: the base of those that watch a forward pass. What is several ops in one (run_step,
+// gemm_silu_mul) stays the base's, so that each op is seen. The engine never runs through it, so that watching costs a served request
+// nothing. Same thread rules as the backend behind it, which must outlive it.
 #pragma once
 
 #include <memory>
@@ -32,9 +32,9 @@ class ForwardingBackend : public Backend {
     inner_.copy(destination, source, bytes);
   }
   void synchronize() override { inner_.synchronize(); }
-  // run_step stays the base's: what watches a forward pass must see its ops.
   void begin_step(const BatchView& batch) override { inner_.begin_step(batch); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inner_.load_weight(parts); }
+  std::unique_ptr<Weight> load_gate_up(std::span<const HostWeight> parts) override { return inner_.load_gate_up(parts); }
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
     inner_.embedding(out, table, tokens);
   }

@@ -167,8 +167,7 @@ void Transformer::run_layers(const BatchView& batch, std::span<const KvLayer> kv
     backend_.paged_attention(attended, qkv, kv_layers[i], batch, attention);  // [T, Q·K]
     backend_.gemm(branch, attended, *w.o, w.o_bias.view());                   // [T, D] = [T, Q·K] · [D, Q·K]ᵀ
     backend_.add_rmsnorm(h, x, branch, w.ffn_norm.view(), eps);               // [T, D]
-    backend_.gemm(gate_up, h, *w.gate_up, w.gate_up_bias.view());             // [T, 2F] = [T, D] · [2F, D]ᵀ
-    backend_.silu_mul(activated, gate_up);                                    // [T, F]
+    backend_.gemm_silu_mul(activated, gate_up, h, *w.gate_up, w.gate_up_bias.view());  // [T, F] of [T, 2F] = [T, D] · [2F, D]ᵀ
     backend_.gemm(branch, activated, *w.down, w.down_bias.view());            // [T, D] = [T, F] · [D, F]ᵀ
     backend_.add_rmsnorm(h, x, branch, next_norm.view(), eps);                // [T, D]
     layers_run_.fetch_add(1, std::memory_order_relaxed);

@@ -178,7 +178,11 @@ std::optional<DType> common_type(const TensorStore& store, const Stack& stack, s
   return all_quantized ? DType::kI8 : DType::kF32;
 }
 
-enum class Role : uint8_t { kLayer, kEmbedding };  // kEmbedding: the output too
+enum class Role : uint8_t { kLayer, kGateUp, kEmbedding };  // kEmbedding: the output too
+
+std::unique_ptr<Weight> load(Backend& backend, std::span<const HostWeight> parts, Role role) {
+  return role == Role::kGateUp ? backend.load_gate_up(parts) : backend.load_weight(parts);
+}
 
 // Supplies the tensors of a spec one stack at a time, so that the host holds no more than the largest stack.
 class Source {
@@ -218,7 +222,7 @@ class CheckpointSource : public Source {
 
   std::unique_ptr<Weight> matrix(const Stack& stack, Role role) override {
     if (stack.empty()) return nullptr;
-    const std::optional<DType> wanted = common_type(store_, stack, role == Role::kLayer ? types_.layers : types_.embedding);
+    const std::optional<DType> wanted = common_type(store_, stack, role == Role::kEmbedding ? types_.embedding : types_.layers);
     size_t host_bytes = 0, file_bytes = 0;
     for (const TensorSpec& part : stack) {
       host_bytes += static_cast<size_t>(part.rows) * weight_row_bytes(part_type(part, wanted), part.cols);
@@ -233,7 +237,7 @@ class CheckpointSource : public Source {
       parts.push_back({.data = host + at, .dtype = dtype, .rows = part.rows, .cols = part.cols});
       at += static_cast<size_t>(part.rows) * weight_row_bytes(dtype, part.cols);
     }
-    auto weight = backend_.load_weight(parts);
+    auto weight = load(backend_, parts, role);
     for (HostMemory* memory : {&kept_, &stored_}) memory->shrink(total_bytes_ / kHostShare);
     report(file_bytes);
     return weight;
@@ -297,7 +301,7 @@ class RandomSource : public Source {
     int64_t rows = 0;
     for (const TensorSpec& part : stack) rows += part.rows;
     const int64_t cols = stack.front().cols;
-    const DType dtype = role == Role::kLayer ? types_.layers.value() : types_.embedding.value();
+    const DType dtype = (role == Role::kEmbedding ? types_.embedding : types_.layers).value();
     const size_t row_bytes = weight_row_bytes(dtype, cols);
     const auto host = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(rows) * row_bytes);
     const float scale = std::sqrt(3.0f / static_cast<float>(cols));
@@ -317,7 +321,7 @@ class RandomSource : public Source {
                   static_cast<size_t>(std::min(rows_drawn, rows - r)) * row_bytes);
     }
     const HostWeight part{.data = host.get(), .dtype = dtype, .rows = rows, .cols = cols};
-    return backend_.load_weight({&part, 1});
+    return load(backend_, {&part, 1}, role);
   }
 
   std::vector<float> vector(const Stack& stack, float random_center) override {
@@ -381,7 +385,7 @@ std::unique_ptr<ModelWeights> build(const ModelSpec& spec, Source& source, Backe
     loaded.o = matrix(layer.o);
     loaded.o_bias = bias(layer.o_bias);
     loaded.ffn_norm = norm(layer.ffn_norm);
-    loaded.gate_up = matrix(layer.gate_up);
+    loaded.gate_up = matrix(layer.gate_up, Role::kGateUp);
     loaded.gate_up_bias = bias(layer.gate_up_bias);
     loaded.down = matrix(layer.down);
     loaded.down_bias = bias(layer.down_bias);

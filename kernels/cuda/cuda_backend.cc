@@ -33,9 +33,9 @@ constexpr float kLog2E = 1.44269504f;
 
 class CudaWeight final : public Weight {
  public:
-  CudaWeight(DType dtype, int64_t rows, int64_t cols, cudaStream_t stream)
+  CudaWeight(DType dtype, int64_t rows, int64_t cols, int64_t gate_rows, cudaStream_t stream)
       : memory_(static_cast<size_t>(cuda::weight_tiles(rows) * cuda::depth_tiles(cols) * cuda::kWeightTileElements) * 2),
-        packed_{reinterpret_cast<const uint16_t*>(memory_.data()), dtype, rows, cols} {
+        packed_{reinterpret_cast<const uint16_t*>(memory_.data()), dtype, rows, cols, gate_rows} {
     check_cuda(cudaMemsetAsync(memory_.data(), 0, memory_.bytes(), stream), "cudaMemsetAsync");
   }
   int64_t rows() const override { return packed_.rows; }
@@ -81,7 +81,7 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const StepLimits& limits) const override { return cuda::workspace_sizes(limits, multiprocessors_).total(); }
   void reserve(const StepLimits& limits) override {
     const cuda::WorkspaceSizes sizes = cuda::workspace_sizes(limits, multiprocessors_);
-    packed_.reserve<std::byte>(static_cast<int64_t>(sizes.packed), stream_);
+    for (cuda::Workspace& packed : packed_) packed.reserve<std::byte>(static_cast<int64_t>(sizes.packed), stream_);
     gemm_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_partials), stream_);
     gemm_arrivals_.reserve<std::byte>(static_cast<int64_t>(sizes.gemm_arrivals), stream_);
     attention_partials_.reserve<std::byte>(static_cast<int64_t>(sizes.attention_partials), stream_);
@@ -147,42 +147,16 @@ class CudaBackend final : public Backend {
     packed_source_ = {};
   }
 
-  std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override {
-    check_load_weight(parts);
-    int64_t rows = 0;
-    for (const HostWeight& part : parts) {
-      if (part.dtype == DType::kF32 || part.dtype != parts.front().dtype) {
-        throw std::runtime_error("the CUDA backend takes weights in bf16 or fp16, all parts in the same type: use --device cpu");
-      }
-      rows += part.rows;
-    }
-    weight_type_ = parts.front().dtype;
-    auto weight = std::make_unique<CudaWeight>(weight_type_, rows, parts.front().cols, stream_);
-    cuda::Workspace load;
-    int64_t first_row = 0;
-    for (const HostWeight& part : parts) {
-      const size_t row_bytes = static_cast<size_t>(part.cols) * 2;
-      const auto rows_at_once = static_cast<int64_t>(std::max<size_t>(1, kLoadBytesMax / row_bytes));
-      for (int64_t row = 0; row < part.rows; row += rows_at_once) {
-        const int64_t slice_rows = std::min(rows_at_once, part.rows - row);
-        const size_t bytes = static_cast<size_t>(slice_rows) * row_bytes;
-        auto* stored = load.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
-        copy_in(stored, static_cast<const std::byte*>(part.data) + static_cast<size_t>(row) * row_bytes, bytes);
-        cuda::pack_weight({.to = weight->data(),
-                           .from = reinterpret_cast<const uint16_t*>(stored),
-                           .first_row = first_row,
-                           .rows = slice_rows,
-                           .cols = part.cols},
-                          stream_);
-        first_row += slice_rows;
-      }
-    }
-    synchronize();  // other backends may read it from now on
-    return weight;
+  std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return load(parts, rows_of_all(parts), 0); }
+  std::unique_ptr<Weight> load_gate_up(std::span<const HostWeight> parts) override {
+    const int64_t rows = rows_of_all(parts);
+    CHECK_EQ(rows % 2, 0) << "gate and up have as many rows";
+    return load(parts, rows, rows / 2);
   }
 
   void embedding(Matrix out, const Weight& table, std::span<const int32_t> tokens) override {
     check_embedding(out, table, tokens, drawn_count_);
+    CHECK_EQ(packed(table).gate_rows, 0) << "a table's rows lie in order";
     wrote(out);
     cuda::embedding({.out = rows_of(out), .table = packed(table), .tokens = on_device(tokens), .results = drawn_}, stream_);
   }
@@ -204,20 +178,16 @@ class CudaBackend final : public Backend {
   }
   void gemm(Matrix out, Matrix x, const Weight& weight, Vector bias) override {
     check_gemm(out, x, weight, bias);
-    const cuda::PackedWeight& w = packed(weight);
-    if (!is_packed(x, w.dtype)) {
-      cuda::gather_rows({.out = {nullptr, x.rows, x.cols, 0}, .packed = pack_with(x, w.dtype), .x = rows_of(x), .rows = nullptr}, stream_);
-    }
-    cuda::gemm({.out = rows_of(out),
-                .x = packed_x_,
-                .weight = w,
-                .bias = data_or_null(bias),
-                .partials = gemm_partials_.reserve<float>(
-                    cuda::gemm_partial_floats(out.rows, out.cols, x.cols, multiprocessors_), stream_),
-                .arrivals = gemm_arrivals_.reserve<int32_t>(cuda::gemm_tiles(out.rows, out.cols), stream_),
-                .multiprocessors = multiprocessors_},
-               stream_);
+    const uint16_t* packed_x = packed_input(x, packed(weight).dtype);
     wrote(out);
+    launch_gemm(out, packed_x, packed(weight), bias, {}, false);
+  }
+  void gemm_silu_mul(Matrix out, Matrix gate_up, Matrix x, const Weight& weight, Vector bias) override {
+    check_gemm_silu_mul(out, gate_up, x, weight, bias);
+    const cuda::PackedWeight& w = packed(weight);
+    CHECK_EQ(w.gate_rows, out.cols) << "a weight of load_gate_up";
+    const uint16_t* packed_x = packed_input(x, w.dtype);
+    launch_gemm(out, packed_x, w, bias, pack_with(out), true);
   }
   void rope_table(Matrix out, std::span<const int32_t> positions, std::span<const float> inv_freq, float factor) override {
     check_rope_table(out, positions, inv_freq);
@@ -354,6 +324,60 @@ class CudaBackend final : public Backend {
     return {layer.data, layer.page_stride_bytes, layer.dtype, layer.kv_heads, layer.page_tokens, layer.head_dim};
   }
 
+  static int64_t rows_of_all(std::span<const HostWeight> parts) {
+    check_load_weight(parts);
+    int64_t rows = 0;
+    for (const HostWeight& part : parts) {
+      if (part.dtype == DType::kF32 || part.dtype != parts.front().dtype) {
+        throw std::runtime_error("the CUDA backend takes weights in bf16 or fp16, all parts in the same type: use --device cpu");
+      }
+      rows += part.rows;
+    }
+    return rows;
+  }
+
+  std::unique_ptr<CudaWeight> load(std::span<const HostWeight> parts, int64_t rows, int64_t gate_rows) {
+    weight_type_ = parts.front().dtype;
+    auto weight = std::make_unique<CudaWeight>(weight_type_, rows, parts.front().cols, gate_rows, stream_);
+    cuda::Workspace stored_rows;
+    int64_t first_row = 0;
+    for (const HostWeight& part : parts) {
+      const size_t row_bytes = static_cast<size_t>(part.cols) * 2;
+      const auto rows_at_once = static_cast<int64_t>(std::max<size_t>(1, kLoadBytesMax / row_bytes));
+      for (int64_t row = 0; row < part.rows; row += rows_at_once) {
+        const int64_t slice_rows = std::min(rows_at_once, part.rows - row);
+        const size_t bytes = static_cast<size_t>(slice_rows) * row_bytes;
+        auto* stored = stored_rows.reserve<std::byte>(static_cast<int64_t>(bytes), stream_);
+        copy_in(stored, static_cast<const std::byte*>(part.data) + static_cast<size_t>(row) * row_bytes, bytes);
+        cuda::pack_weight({.to = weight->data(),
+                           .from = reinterpret_cast<const uint16_t*>(stored),
+                           .first_row = first_row,
+                           .rows = slice_rows,
+                           .cols = part.cols,
+                           .gate_rows = gate_rows},
+                          stream_);
+        first_row += slice_rows;
+      }
+    }
+    synchronize();  // other backends may read it from now on
+    return weight;
+  }
+
+  void launch_gemm(const Matrix& out, const uint16_t* packed_x, const cuda::PackedWeight& weight, Vector bias, cuda::Packed packed_out,
+                   bool silu_mul) {
+    cuda::gemm({.out = rows_of(out),
+                .x = packed_x,
+                .weight = weight,
+                .bias = data_or_null(bias),
+                .silu_mul = silu_mul,
+                .packed = packed_out,
+                .partials = gemm_partials_.reserve<float>(
+                    cuda::gemm_partial_floats(out.rows, weight.rows, weight.cols, multiprocessors_), stream_),
+                .arrivals = gemm_arrivals_.reserve<int32_t>(cuda::gemm_tiles(out.rows, weight.rows), stream_),
+                .multiprocessors = multiprocessors_},
+               stream_);
+  }
+
   // The next step has its arrays where recordings look for them.
   void begin_decode_step(const BatchView& batch) {
     staging_.begin(stream_);
@@ -438,14 +462,23 @@ class CudaBackend final : public Backend {
     return *step_.attention;
   }
 
-  // ---- The packed form of the matrix that was made last: what the next gemm reads.
+  // ---- The packed form of the matrix that was made last: what the next gemm reads. Two places in turn, as a gemm that reads one form
+  // may write the next.
   cuda::Packed pack_with(const Matrix& out) { return pack_with(out, weight_type_); }
   cuda::Packed pack_with(const Matrix& source, DType dtype) {
     const int64_t elements = cuda::token_tiles(source.rows) * cuda::depth_tiles(source.cols) * cuda::kTokenTileElements;
-    packed_x_ = packed_.reserve<uint16_t>(elements, stream_);
+    packed_turn_ ^= 1;
+    packed_x_ = packed_[packed_turn_].reserve<uint16_t>(elements, stream_);
     packed_source_ = source;
     packed_type_ = dtype;
     return {packed_x_, dtype, source.cols};
+  }
+  // What gemm reads for x.
+  const uint16_t* packed_input(const Matrix& x, DType dtype) {
+    if (!is_packed(x, dtype)) {
+      cuda::gather_rows({.out = {nullptr, x.rows, x.cols, 0}, .packed = pack_with(x, dtype), .x = rows_of(x), .rows = nullptr}, stream_);
+    }
+    return packed_x_;
   }
   bool is_packed(const Matrix& x, DType dtype) const {
     return packed_source_.data == x.data && packed_source_.rows == x.rows && packed_source_.cols == x.cols &&
@@ -485,8 +518,9 @@ class CudaBackend final : public Backend {
   int32_t drawn_count_ = 0;
   SentSamples sent_[2];
 
-  cuda::Workspace packed_, gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_, samples_;
+  cuda::Workspace packed_[2], gemm_partials_, gemm_arrivals_, attention_partials_, attention_arrivals_, samples_;
   DType weight_type_ = DType::kBF16;
+  size_t packed_turn_ = 0;
   uint16_t* packed_x_ = nullptr;
   Matrix packed_source_;
   DType packed_type_ = DType::kBF16;

@@ -9,9 +9,14 @@
 //     its eight warps. A block takes all chunks one after another, or, where that would leave multiprocessors idle, one chunk,
 //     and the last block to finish adds them up.
 // So the same row has the same bits in every batch.
+//
+// Of gate and up a thread has both sums that belong together, and may leave silu(gate) · up instead of them: the same sums, rounded
+// where silu_mul would read them, and its arithmetic.
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packed_store.h"
 #include "kernels/cuda/ptx.h"
+#include "kernels/cuda/silu.h"
 
 namespace headroom::cuda {
 namespace {
@@ -40,6 +45,30 @@ struct Params {
   int32_t weight_tiles;  // of all outputs
   int32_t chunks_per_block;
 };
+
+// The output that a row of the packed weight is of; past the last one where it is none.
+HEADROOM_DEVICE int output_at(const PackedWeight& weight, int row) {
+  return weight.gate_rows == 0 ? row : gate_up_row(row, static_cast<int>(weight.gate_rows));
+}
+
+HEADROOM_DEVICE void store_output(const GemmArgs& args, int64_t token, int64_t output, float sum) {
+  if (args.bias != nullptr) sum += args.bias[output];
+  args.out.data[token * args.out.stride + output] = sum;
+}
+HEADROOM_DEVICE void store_silu_mul(const GemmArgs& args, int64_t token, int64_t output, float gate, float up) {
+  if (args.bias != nullptr) {
+    gate += args.bias[output];
+    up += args.bias[output + args.weight.gate_rows];
+  }
+  const float value = silu(gate) * up;
+  args.out.data[token * args.out.stride + output] = value;
+  store_packed(args.packed, token, output, value);
+}
+// The zeros behind the tokens [first, first + tokens), by one of all blocks that have them.
+HEADROOM_DEVICE void store_padding(const GemmArgs& args, int64_t first, int tokens) {
+  if (!args.silu_mul || block_x() != 0 || block_z() != 0) return;
+  for (int64_t token = first; token < first + tokens && token < args.out.rows; ++token) store_packed_padding(args.packed, token, kThreads);
+}
 
 // ---- Few rows.
 
@@ -90,15 +119,23 @@ HEADROOM_KERNEL(kThreads, kTokenTiles == 1 ? 4 : 3) few_rows_kernel(HEADROOM_PAR
     }
   }
   block_sync();
-  for (int i = thread_id(); i < kOutputs; i += kThreads) {
-    const int64_t token = i / kMmaRows;
-    const int64_t output = static_cast<int64_t>(weight_tile) * kMmaRows + i % kMmaRows;
-    if (token >= params.args.out.rows || output >= params.args.out.cols) continue;
+  const GemmArgs& args = params.args;
+  const auto sum_at = [&](int i) {
     float sum = parts[i];
     for (int chunk = 1; chunk < params.chunks; ++chunk) sum += parts[chunk * kOutputs + i];
-    if (params.args.bias != nullptr) sum += params.args.bias[output];
-    params.args.out.data[token * params.args.out.stride + output] = sum;
+    return sum;
+  };
+  for (int i = thread_id(); i < kOutputs; i += kThreads) {
+    const int token = i / kMmaRows, row = i % kMmaRows;
+    const int output = output_at(args.weight, weight_tile * kMmaRows + row);
+    if (token >= args.out.rows || output >= args.weight.rows) continue;
+    if (!args.silu_mul) {
+      store_output(args, token, output, sum_at(i));
+    } else if (row < kTurnRows) {
+      store_silu_mul(args, token, output, sum_at(i), sum_at(i + kTurnRows));
+    }
   }
+  store_padding(args, 0, kTokenTiles * kMmaTokens);
 }
 
 // ---- More rows. Of a block's 128 outputs × 32 · kRowTiles rows, a warp has 16 · kRowTiles outputs × 32 rows.
@@ -160,10 +197,9 @@ HEADROOM_DEVICE void multiply_step(const unsigned char* stage, int row_warp, int
   }
 }
 
-// Calls body(token, output, value) for every sum of a thread that is part of the result.
+// Calls body(token, output, r, t, i) for every sum of a thread that is part of the result.
 template <int kRowTiles, class Body>
-HEADROOM_DEVICE void for_each_output(const Params& params, int row_warp, int col_warp, int lane,
-                                     float (&sums)[kRowTiles][kWarpTokenTiles][4], const Body& body) {
+HEADROOM_DEVICE void for_each_output(const Params& params, int row_warp, int col_warp, int lane, const Body& body) {
   using S = Shape<kRowTiles>;
   const int first_output = (block_x() * kBlockWeightTiles + row_warp * kRowTiles) * kMmaRows;
   const int first_token = (block_y() * S::kBlockTokenTiles + col_warp * kWarpTokenTiles) * kMmaTokens;
@@ -173,20 +209,24 @@ HEADROOM_DEVICE void for_each_output(const Params& params, int row_warp, int col
     for (int t = 0; t < kWarpTokenTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int output = first_output + r * kMmaRows + mma_c(lane, i).row;
+        const int output = output_at(params.args.weight, first_output + r * kMmaRows + mma_c(lane, i).row);
         const int token = first_token + t * kMmaTokens + mma_c(lane, i).col;
-        if (token < params.args.out.rows && output < params.args.out.cols) body(token, output, sums[r][t][i]);
+        if (token < params.args.out.rows && output < params.args.weight.rows) body(token, output, r, t, i);
       }
     }
   }
 }
 
-// The last block of a tile to arrive adds up the chunks that all of them left. `flag` is in shared memory.
+// Leaves the chunk of this block in memory; true for the last block of a tile to arrive, which gets the sums of all of them.
+// `flag` is in shared memory.
 template <int kRowTiles>
-HEADROOM_DEVICE void add_chunks_if_last(const Params& params, int row_warp, int col_warp, int lane,
+HEADROOM_DEVICE bool add_chunks_if_last(const Params& params, int row_warp, int col_warp, int lane,
                                         float (&sums)[kRowTiles][kWarpTokenTiles][4], int* flag) {
   const GemmArgs& args = params.args;
-  const int64_t chunk_floats = args.out.rows * args.out.cols;
+  const int64_t chunk_floats = args.out.rows * args.weight.rows;
+  for_each_output<kRowTiles>(params, row_warp, col_warp, lane, [&](int64_t token, int output, int r, int t, int i) {
+    args.partials[block_z() * chunk_floats + token * args.weight.rows + output] = sums[r][t][i];
+  });
   device_fence();
   block_sync();
   if (thread_id() == 0) {
@@ -197,15 +237,15 @@ HEADROOM_DEVICE void add_chunks_if_last(const Params& params, int row_warp, int 
   }
   block_sync();
   device_fence();
-  if (*flag == 0) return;
-  for_each_output<kRowTiles>(params, row_warp, col_warp, lane, sums, [&](int64_t token, int output, float) {
-    const float* parts = args.partials + token * args.out.cols + output;
+  if (*flag == 0) return false;
+  for_each_output<kRowTiles>(params, row_warp, col_warp, lane, [&](int64_t token, int output, int r, int t, int i) {
+    const float* parts = args.partials + token * args.weight.rows + output;
     float sum = load_shared_result(parts);
 #pragma unroll 1
     for (int chunk = 1; chunk < params.chunks; ++chunk) sum += load_shared_result(parts + chunk * chunk_floats);
-    if (args.bias != nullptr) sum += args.bias[output];
-    args.out.data[token * args.out.stride + output] = sum;
+    sums[r][t][i] = sum;
   });
+  return true;
 }
 
 template <DType kType, int kRowTiles>
@@ -252,18 +292,18 @@ HEADROOM_KERNEL(kThreads, kRowTiles == 4 ? 1 : 2) more_rows_kernel(HEADROOM_PARA
     }
   }
   cp_async_wait<0>();
-  if (params.chunks_per_block == params.chunks) {
-    for_each_output<kRowTiles>(params, row_warp, col_warp, lane, total, [&](int64_t token, int output, float sum) {
-      if (args.bias != nullptr) sum += args.bias[output];
-      args.out.data[token * args.out.stride + output] = sum;
-    });
-    return;
+  store_padding(args, int64_t{block_y()} * S::kBlockTokenTiles * kMmaTokens, S::kBlockTokenTiles * kMmaTokens);
+  if (params.chunks_per_block < params.chunks) {
+    block_sync();  // the ring is read; its first word becomes the flag
+    if (!add_chunks_if_last<kRowTiles>(params, row_warp, col_warp, lane, total, reinterpret_cast<int*>(shared))) return;
   }
-  for_each_output<kRowTiles>(params, row_warp, col_warp, lane, total, [&](int64_t token, int output, float sum) {
-    args.partials[(first_chunk * args.out.rows + token) * args.out.cols + output] = sum;
+  for_each_output<kRowTiles>(params, row_warp, col_warp, lane, [&](int64_t token, int output, int r, int t, int i) {
+    if (!args.silu_mul) {
+      store_output(args, token, output, total[r][t][i]);
+    } else if (i < 2) {
+      store_silu_mul(args, token, output, total[r][t][i], total[r][t][i + 2]);
+    }
   });
-  block_sync();  // the ring is read; its first word becomes the flag
-  add_chunks_if_last<kRowTiles>(params, row_warp, col_warp, lane, total, reinterpret_cast<int*>(shared));
 }
 
 // ---- Launch.
@@ -290,7 +330,7 @@ void launch_type(const Params& params, cudaStream_t stream) {
     if (tiles == 1) return launch("gemm", few_rows_kernel<kType, 1>, grid, kThreads, shared_bytes, stream, params);
     return launch("gemm", few_rows_kernel<kType, 2>, grid, kThreads, shared_bytes, stream, params);
   }
-  const Grid grid{ceil_div(args.out.cols, kBlockOutputs), ceil_div(rows, block_rows(rows)),
+  const Grid grid{ceil_div(args.weight.rows, kBlockOutputs), ceil_div(rows, block_rows(rows)),
                   params.chunks / params.chunks_per_block};
   switch (row_tiles_for(rows)) {
     case 1: return launch("gemm", more_rows_kernel<kType, 1>, grid, kThreads, kStages * Shape<1>::kStageBytes, stream, params);
@@ -312,13 +352,13 @@ int64_t gemm_partial_floats(int64_t rows, int64_t outputs, int64_t cols, int32_t
 void gemm(const GemmArgs& args, cudaStream_t stream) {
   const int64_t cols = args.weight.cols;
   const int chunks = chunk_count(cols);
-  const bool apart = chunks_apart(args.out.rows, args.out.cols, cols, args.multiprocessors);
+  const bool apart = chunks_apart(args.out.rows, args.weight.rows, cols, args.multiprocessors);
   const Params params{.args = args,
                       .depth = static_cast<int32_t>(depth_tiles(cols)),
                       .chunk_tiles = static_cast<int32_t>(chunk_tiles(cols)),
                       .chunks = chunks,
                       .token_tiles = static_cast<int32_t>(token_tiles(args.out.rows)),
-                      .weight_tiles = static_cast<int32_t>(weight_tiles(args.out.cols)),
+                      .weight_tiles = static_cast<int32_t>(weight_tiles(args.weight.rows)),
                       .chunks_per_block = apart ? 1 : chunks};
   if (args.out.rows == 0) return;
   if (args.weight.dtype == DType::kBF16) {

@@ -63,6 +63,18 @@ constexpr int64_t weight_offset(int64_t n, int64_t k, int64_t cols) {
   return tile * kWeightTileElements + lane * 8 + element;
 }
 
+// The rows of gate and up, `half` of each, take turns by eight: a tile has eight of gate and the eight of up that they are multiplied with,
+// so that both sums come to the same thread (mma_c). Where row n goes, and the row that is at a place: 2 · half where there is none.
+constexpr int kTurnRows = kMmaRows / 2;
+constexpr int64_t gate_up_place(int64_t n, int64_t half) {
+  const int64_t f = n < half ? n : n - half;
+  return f / kTurnRows * kMmaRows + f % kTurnRows + (n < half ? 0 : kTurnRows);
+}
+constexpr int gate_up_row(int place, int half) {
+  const int f = place / kMmaRows * kTurnRows + place % kTurnRows;
+  return f >= half ? 2 * half : place % kMmaRows < kTurnRows ? f : half + f;
+}
+
 // Place of element (t, k) of activations of `cols` columns: tiles [t / 8][k / 16], each [lane][4].
 constexpr int64_t activation_offset(int64_t t, int64_t k, int64_t cols) {
   const int64_t tile = t / kMmaTokens * depth_tiles(cols) + k / kMmaDepth;

@@ -38,6 +38,7 @@ struct PackedWeight {
   DType dtype = DType::kBF16;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t gate_rows = 0;  // not 0: gate and up, so many rows of each, which lie as gate_up_place says
 };
 
 struct PackWeightArgs {
@@ -46,6 +47,7 @@ struct PackWeightArgs {
   int64_t first_row;     // of the weight; `from` holds rows [first_row, first_row + rows)
   int64_t rows;
   int64_t cols;
+  int64_t gate_rows;     // as PackedWeight has it
 };
 void pack_weight(const PackWeightArgs& args, cudaStream_t stream);
 
@@ -148,10 +150,12 @@ struct SampleArgs {
 void sample(const SampleArgs& args, cudaStream_t stream);
 
 struct GemmArgs {
-  Rows out;                 // [T, N]
+  Rows out;                 // [T, N]; with silu_mul [T, N / 2]
   const uint16_t* x;        // packed [T, K], of the weight's type
   PackedWeight weight;      // [N, K]
   const float* bias;        // [N] or null
+  bool silu_mul;            // of gate and up: out is silu of the first half of the outputs times the second
+  Packed packed;            // of out, with silu_mul
   float* partials;          // gemm_partial_floats(); for the chunks of K when they go to different blocks
   int32_t* arrivals;        // gemm_tiles(), zeros before and after
   int32_t multiprocessors;  // of the device: decides how the work is cut, never a bit

@@ -9,9 +9,10 @@ namespace {
 constexpr int kThreads = 256;
 
 HEADROOM_KERNEL(kThreads, 1) pack_weight_kernel(HEADROOM_PARAMS PackWeightArgs args) {
-  const int64_t row = block_x();
+  const int64_t row = block_x(), n = args.first_row + row;
+  const int64_t place = args.gate_rows == 0 ? n : gate_up_place(n, args.gate_rows);
   for (int64_t col = thread_id(); col < args.cols; col += kThreads) {
-    args.to[weight_offset(args.first_row + row, col, args.cols)] = args.from[row * args.cols + col];
+    args.to[weight_offset(place, col, args.cols)] = args.from[row * args.cols + col];
   }
 }
 

@@ -1,16 +1,12 @@
-// out[t, f] = silu(gate_up[t, f]) · gate_up[t, F + f]. silu through e^-|x|, which cannot overflow.
+// out[t, f] = silu(gate_up[t, f]) · gate_up[t, F + f], where gemm did not do it on its way.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packed_store.h"
+#include "kernels/cuda/silu.h"
 
 namespace headroom::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-HEADROOM_DEVICE float silu(float x) {
-  const float e = expf(-fabsf(x));
-  return x * ((x < 0.0f ? e : 1.0f) / (1.0f + e));
-}
 
 HEADROOM_KERNEL(kThreads, 1) silu_mul_kernel(HEADROOM_PARAMS SiluMulArgs args) {
   const int64_t row = block_x();

@@ -13,7 +13,7 @@ namespace headroom::cuda {
 constexpr int64_t kPartialFloatsMax = (int64_t{128} << 20) / 4;
 
 struct WorkspaceSizes {
-  size_t packed = 0;  // activations as gemm reads them
+  size_t packed = 0;  // activations as gemm reads them, at each of two places
   size_t gemm_partials = 0, gemm_arrivals = 0;
   size_t attention_partials = 0, attention_arrivals = 0;
   size_t samples = 0;  // what was drawn
@@ -21,7 +21,7 @@ struct WorkspaceSizes {
   DecodeStepLimits decode;
 
   size_t total() const {
-    return packed + gemm_partials + gemm_arrivals + attention_partials + attention_arrivals + samples + staging +
+    return 2 * packed + gemm_partials + gemm_arrivals + attention_partials + attention_arrivals + samples + staging +
            DecodeStep::device_bytes(decode);
   }
 };

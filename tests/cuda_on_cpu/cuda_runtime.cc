@@ -31,6 +31,7 @@ cudaError_t failure = cudaSuccess;
 std::optional<Work> capture;  // of the one stream that there is
 bool capture_is_broken = false;
 int launches = 0;
+int recorded_work = 0;
 
 bool is_late = false;
 std::deque<std::function<bool()>> put_off;
@@ -84,6 +85,7 @@ void set_late(bool late) {
   is_late = late;
 }
 int graph_launches() { return launches; }
+int recorded_launches() { return recorded_work; }
 void set_devices(int count) { devices = count; }
 void set_memory_bytes(size_t bytes) { memory_bytes = bytes; }
 void fail_after(int calls, cudaError_t error) {
@@ -167,6 +169,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   if (!capture) return cudaErrorInvalidValue;
+  recorded_work = static_cast<int>(capture->size());
   *graph = capture_is_broken ? nullptr : new CUgraph_st{std::move(*capture)};
   capture.reset();
   return capture_is_broken ? cudaErrorStreamCaptureUnsupported : cudaSuccess;

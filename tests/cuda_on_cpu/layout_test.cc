@@ -67,6 +67,29 @@ TEST(Packing, EveryElementHasAPlaceOfItsOwn) {
   }
 }
 
+TEST(Packing, GateAndUpMeetInATileAndInAThread) {
+  for (const int64_t half : {1, 7, 8, 9, 100}) {
+    std::set<int64_t> places;
+    for (int64_t n = 0; n < 2 * half; ++n) {
+      const int64_t place = gate_up_place(n, half);
+      ASSERT_LT(place, weight_tiles(2 * half) * kMmaRows);
+      ASSERT_TRUE(places.insert(place).second);
+      ASSERT_EQ(gate_up_row(static_cast<int>(place), static_cast<int>(half)), n);
+      if (n < half) {
+        ASSERT_EQ(gate_up_place(n + half, half), place + kTurnRows);
+      }
+    }
+    for (int place = 0; place < weight_tiles(2 * half) * kMmaRows; ++place) {
+      ASSERT_EQ(gate_up_row(place, static_cast<int>(half)) < 2 * half, places.contains(place)) << place;
+    }
+  }
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    for (int i = 0; i < 2; ++i) {
+      ASSERT_EQ(mma_c(lane, i + 2), (Coordinate{mma_c(lane, i).row + kTurnRows, mma_c(lane, i).col}));
+    }
+  }
+}
+
 TEST(Chunks, CoverKOnceInWholeSteps) {
   for (int64_t cols = 1; cols <= 20000; cols += cols < 2000 ? 1 : 97) {
     const int64_t tiles = depth_tiles(cols), size = chunk_tiles(cols);

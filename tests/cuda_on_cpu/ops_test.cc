@@ -137,7 +137,7 @@ TEST(CudaGemm, NeverReadsAStalePackedInput) {
   const auto backend = backend_with();
   const Problem problem(3, 32, 72, DType::kBF16, false), wider(3, 32, 128, DType::kBF16, false);
   const std::vector<float> nans(wider.x.size(), std::numeric_limits<float>::quiet_NaN());
-  run(*backend, *wider.load(*backend), nans, 3, {});  // leaves NaN where 72 columns are filled up to 128
+  for (int place = 0; place < 2; ++place) run(*backend, *wider.load(*backend), nans, 3, {});  // NaN where 72 columns are filled up to 128
   const auto weight = problem.load(*backend);
   const BackendFloats x(*backend, problem.x), ones(*backend, std::vector<float>(72, 1.0f)), h(*backend, problem.x);
   const BackendFloats out(*backend, std::vector<float>(96));
@@ -150,6 +150,118 @@ TEST(CudaGemm, NeverReadsAStalePackedInput) {
   backend->gemm(out.matrix(3, 32), h.matrix(3, 72), *weight, {});
   EXPECT_EQ(out.read(), run(*backend, *weight, problem.x, 3, {}));
   EXPECT_NE(out.read(), normed);
+}
+
+// ---- silu(gate) · up on gemm's way.
+
+struct GateUp {
+  Problem problem;
+  std::unique_ptr<Weight> in_turns, in_order;
+
+  GateUp(Backend& backend, int64_t rows, int64_t half, int64_t inputs, DType type, bool with_bias)
+      : problem(rows, 2 * half, inputs, type, with_bias), in_order(problem.load(backend)) {
+    const size_t split = problem.stored_weight.size() / 2;
+    const HostWeight parts[] = {{problem.stored_weight.data(), type, half, inputs}, {&problem.stored_weight[split], type, half, inputs}};
+    in_turns = backend.load_gate_up(parts);
+  }
+  int64_t half() const { return problem.outputs / 2; }
+
+  // And what a gemm whose weights are all ones makes of the result: once of its packed form, and once of its numbers alone.
+  struct Result {
+    std::vector<float> out, sums_of_packed, sums;
+  };
+  Result run_in_one(Backend& backend, std::span<const float> x) const {
+    const auto rows = static_cast<int64_t>(x.size()) / problem.inputs;
+    const std::vector<std::byte> ones = reference::stored(std::vector<float>(128, 1.0f), problem.type);
+    const HostWeight part{ones.data(), problem.type, 1, half()}, wide{ones.data(), problem.type, 1, 128};
+    const auto sum = backend.load_weight({&part, 1}), wide_sum = backend.load_weight({&wide, 1});
+    const std::vector<float> nans(static_cast<size_t>(rows * 128), std::numeric_limits<float>::quiet_NaN());
+    for (int place = 0; place < 2; ++place) ::headroom::run(backend, *wide_sum, nans, rows, {});  // where the result is filled up
+    const BackendFloats in(backend, x), bias(backend, problem.bias), out(backend, std::vector<float>(static_cast<size_t>(rows * half()), -1.0f));
+    const BackendFloats room(backend, std::vector<float>(static_cast<size_t>(rows * problem.outputs))), sums(backend, std::vector<float>(static_cast<size_t>(rows)));
+    backend.gemm_silu_mul(out.matrix(rows, half()), room.matrix(rows, problem.outputs), in.matrix(rows, problem.inputs), *in_turns, bias.vector());
+    backend.gemm(sums.matrix(rows, 1), out.matrix(rows, half()), *sum, {});
+    const std::vector<float> result = out.read(), of_packed = sums.read();
+    return {result, of_packed, ::headroom::run(backend, *sum, result, rows, {})};
+  }
+  std::vector<float> run_apart(Backend& backend, std::span<const float> x) const {
+    const auto rows = static_cast<int64_t>(x.size()) / problem.inputs;
+    const BackendFloats gate_up(backend, ::headroom::run(backend, *in_order, x, rows, problem.bias));
+    const BackendFloats out(backend, std::vector<float>(static_cast<size_t>(rows * half())));
+    backend.silu_mul(out.matrix(rows, half()), gate_up.matrix(rows, problem.outputs));
+    return out.read();
+  }
+};
+
+// For few rows and many, halves that fill tiles and that do not, chunks of K in one block and apart.
+TEST(CudaGemmSiluMul, IsGemmAndThenSiluMulToTheBit) {
+  for (const int32_t multiprocessors : {1, 132}) {
+    for (const DType type : kHalves) {
+      for (const auto& [half, inputs] : {std::pair<int64_t, int64_t>{1, 8}, {5, 64}, {40, 330}, {72, 576}}) {
+        const auto backend = backend_with(multiprocessors);
+        const GateUp gate_up(*backend, 130, half, inputs, type, half % 2 == 0);
+        const auto expected = gate_up.run_apart(*backend, gate_up.problem.x);
+        for (const int64_t rows : {1, 8, 9, 17, 33, 65, 130}) {
+          if (rows > 33 && (type == DType::kF16 || half == 72)) continue;
+          const auto x = std::span(gate_up.problem.x).last(static_cast<size_t>(rows * inputs));
+          const GateUp::Result result = gate_up.run_in_one(*backend, x);
+          ASSERT_EQ(reference::bits(result.out), reference::bits(std::span(expected).last(static_cast<size_t>(rows * half))))
+              << dtype_name(type) << " " << rows << " x " << half << " x " << inputs << ", " << multiprocessors;
+          ASSERT_EQ(reference::bits(result.sums_of_packed), reference::bits(result.sums)) << rows << " x " << half;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaGemmSiluMul, MatchesTheReference) {
+  const auto backend = backend_with();
+  for (const int64_t rows : {3, 40}) {
+    const GateUp gate_up(*backend, rows, 33, 576, DType::kBF16, true);
+    const Problem& p = gate_up.problem;
+    const std::vector<float> out = gate_up.run_in_one(*backend, p.x).out;
+    const std::vector<double> sums = reference::gemm(p.x, p.weight, p.bias, rows, p.outputs, p.inputs);
+    double largest = 0.0, largest_swapped = 0.0, bound = 0.0;
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t f = 0; f < 33; ++f) {
+        const double gate = sums[t * 66 + f], up = sums[t * 66 + 33 + f], got = out[t * 33 + f];
+        const auto silu = [](double x) { return x / (1.0 + std::exp(-x)); };
+        largest = std::max(largest, std::abs(got - silu(gate) * up));
+        largest_swapped = std::max(largest_swapped, std::abs(got - silu(up) * gate));
+        bound = std::max(bound, tolerance(p) * (std::abs(gate) + 1.1 * std::abs(up)) + 4e-7 * std::abs(got));  // silu' is at most 1.1
+      }
+    }
+    EXPECT_LE(largest, bound) << rows;
+    EXPECT_GT(largest_swapped, 1000 * bound) << "gate and up swapped";
+  }
+}
+
+TEST(CudaGemmSiluMul, OrderOfThreadsAndBlocksChangesNothing) {
+  using cuda_on_cpu::Order;
+  const auto backend = backend_with(132);
+  const GateUp gate_up(*backend, 40, 100, 600, DType::kBF16, true);
+  for (const int64_t rows : {4, 40}) {
+    const auto x = std::span(gate_up.problem.x).first(static_cast<size_t>(rows * 600));
+    const auto expected = reference::bits(gate_up.run_in_one(*backend, x).out);
+    for (const Order threads : {Order::descending, Order::shuffled}) {
+      cuda_on_cpu::set_order(threads, threads);
+      EXPECT_EQ(reference::bits(gate_up.run_in_one(*backend, x).out), expected) << rows;
+    }
+    cuda_on_cpu::set_order(Order::ascending, Order::ascending);
+  }
+}
+
+// Gate and up lie in turns for whoever multiplies them, and in order for everybody else.
+TEST(CudaGemmSiluMul, ItsWeightIsThatOfGemmToo) {
+  const auto backend = backend_with(132);
+  for (const int64_t half : {5, 40}) {
+    const GateUp gate_up(*backend, 33, half, 200, DType::kBF16, true);
+    for (const int64_t rows : {1, 9, 33}) {
+      const auto x = std::span(gate_up.problem.x).first(static_cast<size_t>(rows * 200));
+      EXPECT_EQ(reference::bits(run(*backend, *gate_up.in_turns, x, rows, gate_up.problem.bias)),
+                reference::bits(run(*backend, *gate_up.in_order, x, rows, gate_up.problem.bias))) << rows << " x " << half;
+    }
+  }
 }
 
 TEST(CudaLoadWeight, StacksPartsAndRefusesWhatItWouldHaveToRound) {

@@ -79,6 +79,7 @@ class ModelRun {
     return host;
   }
 
+  int32_t layers() const { return config_.layers; }
   int64_t free_bytes() const { return backend_->device_memory()->free_bytes; }
   int64_t reserved() const { return reserved_; }
   int64_t predicted() const { return static_cast<int64_t>(backend_->workspace_bytes(limits_)); }

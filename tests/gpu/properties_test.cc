@@ -100,7 +100,7 @@ TEST(DeviceAttention, RepeatsAndBatchMatesChangeNoBit) {
 struct Gemm {
   int64_t outputs, inputs;
   std::vector<float> x, weight;
-  std::unique_ptr<Weight> loaded;
+  std::unique_ptr<Weight> loaded, gate_up;
 
   Gemm(Backend& backend, int64_t rows, int64_t outputs, int64_t inputs, DType type) : outputs(outputs), inputs(inputs) {
     x = reference::random_floats(static_cast<size_t>(rows * inputs), 1, 1.0f, type);
@@ -108,12 +108,27 @@ struct Gemm {
     const std::vector<std::byte> stored = reference::stored(weight, type);
     const HostWeight part{stored.data(), type, outputs, inputs};
     loaded = backend.load_weight({&part, 1});
+    gate_up = backend.load_gate_up({&part, 1});
   }
   // Of the last `rows` rows, so that a row's place in the batch differs too.
   std::vector<float> run(Backend& backend, int64_t rows) const {
     const BackendFloats in(backend, std::span(x).last(static_cast<size_t>(rows * inputs)));
     const BackendFloats out(backend, std::vector<float>(static_cast<size_t>(rows * outputs), kNaN));
     backend.gemm(out.matrix(rows, outputs), in.matrix(rows, inputs), *loaded, {});
+    return out.read();
+  }
+  // And silu_mul of that, in one and apart.
+  std::vector<float> run_silu_mul(Backend& backend, int64_t rows, bool apart) const {
+    const BackendFloats in(backend, std::span(x).last(static_cast<size_t>(rows * inputs)));
+    const BackendFloats sums(backend, std::vector<float>(static_cast<size_t>(rows * outputs), kNaN));
+    const BackendFloats out(backend, std::vector<float>(static_cast<size_t>(rows * outputs / 2), kNaN));
+    const Matrix to = out.matrix(rows, outputs / 2), between = sums.matrix(rows, outputs), from = in.matrix(rows, inputs);
+    if (apart) {
+      backend.gemm(between, from, *loaded, {});
+      backend.silu_mul(to, between);
+    } else {
+      backend.gemm_silu_mul(to, between, from, *gate_up, {});
+    }
     return out.read();
   }
 };
@@ -126,6 +141,18 @@ TEST(DeviceGemm, ARowHasTheSameBitsAmongAnyNumberOfRows) {
     for (int64_t rows = 1; rows <= sizes().gemm_rows; ++rows) {
       const auto expected = std::span(all).last(static_cast<size_t>(rows * outputs));
       ASSERT_EQ(reference::bits(gemm.run(*backend, rows)), reference::bits(expected)) << rows << " rows of " << outputs << " x " << inputs;
+    }
+  }
+}
+
+TEST(DeviceGemm, WithSiluMulIsGemmAndThenSiluMulAmongAnyNumberOfRows) {
+  const auto backend = make_cuda_backend({});
+  for (const auto& [outputs, inputs] : sizes().weights) {
+    const Gemm gemm(*backend, sizes().gemm_rows, outputs, inputs, DType::kBF16);
+    const std::vector<float> all = gemm.run_silu_mul(*backend, sizes().gemm_rows, true);
+    for (int64_t rows = 1; rows <= sizes().gemm_rows; ++rows) {
+      const auto expected = std::span(all).last(static_cast<size_t>(rows * outputs / 2));
+      ASSERT_EQ(reference::bits(gemm.run_silu_mul(*backend, rows, false)), reference::bits(expected)) << rows << " rows of " << outputs << " x " << inputs;
     }
   }
 }

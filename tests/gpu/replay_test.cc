@@ -49,6 +49,9 @@ TEST_P(Replays, GiveTheBitsOfStepsThatAreNotRecorded) {
     EXPECT_EQ(run.free_bytes(), free_bytes) << "steps take no memory";
     // All but the first step of each of the buckets 4, 1, 2 and 16.
     EXPECT_EQ(replayed_steps() - replayed_before, graphs ? 13 - 4 : 0);
+    if (graphs) {
+      EXPECT_EQ(recorded_launches(), 3 + 8 * run.layers()) << "the embedding, the angles, the first norm, and each layer's";
+    }
   }
   ASSERT_EQ(logits[0].size(), 13u);
   for (size_t i = 0; i < logits[0].size(); ++i) {

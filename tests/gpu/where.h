@@ -8,6 +8,8 @@ namespace headroom {
 bool on_device();
 // Steps that were replayed so far; a device does not say.
 int replayed_steps();
+// Launches of the step that was recorded last; a device does not say.
+int recorded_launches();
 // Whether streams do what they are told only when somebody waits for it; a device does as it likes.
 void set_late(bool late);
 

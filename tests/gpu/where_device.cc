@@ -30,6 +30,7 @@ const testing::Environment* const needs_a_device = testing::AddGlobalTestEnviron
 
 bool on_device() { return true; }
 int replayed_steps() { return 0; }
+int recorded_launches() { return 0; }
 void set_late(bool) {}
 
 // A device has an order of its own, another one in each run.

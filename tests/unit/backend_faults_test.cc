@@ -139,7 +139,7 @@ TEST_P(BackendFaults, OutOfMemoryFailsOneRequestAtMostAndTheEngineServesOn) {
     }
   }
   for (const char* op : {"begin_step", "embedding", "rope_table", "rmsnorm", "gemm", "rope_kv_write", "paged_attention", "add_rmsnorm",
-                         "silu_mul", "gather_rows"}) {
+                         "gemm_silu_mul", "gather_rows"}) {
     EXPECT_TRUE(hit.contains(op)) << op << " was never hit";
   }
   const std::vector<const char*> last = GetParam() ? std::vector{"launch_sample", "send_samples", "wait_samples"} : std::vector{"synchronize"};

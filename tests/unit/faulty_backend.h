@@ -37,6 +37,7 @@ class FaultyBackend final : public Backend {
   std::unique_ptr<Buffer> allocate_host(size_t bytes) override { return inside_->allocate_host(bytes); }
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return inside_->allocate(bytes); }
   std::unique_ptr<Weight> load_weight(std::span<const HostWeight> parts) override { return inside_->load_weight(parts); }
+  std::unique_ptr<Weight> load_gate_up(std::span<const HostWeight> parts) override { return inside_->load_gate_up(parts); }
   void copy_in(std::byte* to, const void* from, size_t bytes) override {
     before("copy_in");
     inside_->copy_in(to, from, bytes);
@@ -82,6 +83,9 @@ class FaultyBackend final : public Backend {
   }
   void silu_mul(Matrix out, Matrix gate_up) override {
     run("silu_mul", out, [&] { inside_->silu_mul(out, gate_up); });
+  }
+  void gemm_silu_mul(Matrix out, Matrix gate_up, Matrix x, const Weight& weight, Vector bias) override {
+    run("gemm_silu_mul", out, [&] { inside_->gemm_silu_mul(out, gate_up, x, weight, bias); });
   }
   void gather_rows(Matrix out, Matrix x, std::span<const int32_t> rows) override {
     run("gather_rows", out, [&] { inside_->gather_rows(out, x, rows); });

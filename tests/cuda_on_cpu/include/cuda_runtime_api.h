@@ -69,5 +69,7 @@ bool do_in_stream(std::function<bool()> work);
 void set_late(bool late);
 // Graphs that were launched so far.
 int graph_launches();
+// What the graph that was captured last has to do.
+int recorded_launches();
 
 }  // namespace headroom::cuda_on_cpu
