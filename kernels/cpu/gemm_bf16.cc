@@ -26,7 +26,7 @@ constexpr int kLanes = 16;
 constexpr int kVectors = static_cast<int>(kPanelRows) / kLanes;
 constexpr int kTileRows = 12;              // of x: 24 sums in 32 registers
 constexpr int64_t kRowsPerBlock = 40 * kTileRows;
-constexpr int64_t kPrefetchBytes = 1024;   // ahead of the panel's reader
+constexpr int64_t kPrefetchBytes = 4096;   // ahead of the panel's reader
 
 // One pair of k of a panel's rows, as kVectors registers of [row][2].
 struct Pair {
