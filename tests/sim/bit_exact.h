@@ -14,10 +14,11 @@ struct BitExactVariant {
   DType kv;
   int32_t window_tokens = 0;
   DType weights = DType::kBF16;
+  bool bf16_activations = false;  // of the CPU backend
 };
 std::vector<BitExactVariant> bit_exact_variants();
 
-// The first one makes the reference; schedules run on any of them.
-std::vector<std::unique_ptr<Backend>> bit_exact_backends();
+// The first one makes the reference; schedules run on any of them. None: this machine cannot run the variant.
+std::vector<std::unique_ptr<Backend>> bit_exact_backends(const BitExactVariant& variant);
 
 }  // namespace headroom

@@ -11,7 +11,7 @@ std::vector<BitExactVariant> bit_exact_variants() {
 }
 
 // The reference runs op by op; the others replay what they recorded, and cut the work for smaller devices.
-std::vector<std::unique_ptr<Backend>> bit_exact_backends() {
+std::vector<std::unique_ptr<Backend>> bit_exact_backends(const BitExactVariant&) {
   std::vector<std::unique_ptr<Backend>> backends;
   for (const CudaBackendOptions& options : {CudaBackendOptions{.graphs = false}, CudaBackendOptions{.graphs = true},
                                             CudaBackendOptions{.graphs = true, .multiprocessors = 7, .attention_blocks = 3}}) {
