@@ -11,10 +11,11 @@ constexpr int32_t kUnknownChunkTokens = 32;   // until a token's time is known
 constexpr int32_t kChunkTokensMin = 8;        // fewer would hold prompts back more than they help
 constexpr int32_t kMixedStepsMax = 32;        // in a row; then one that measures the base
 constexpr int32_t kMeasuringTokens = 2;       // of a prompt in a step that counts as one without
-constexpr double kNewest = 0.25;              // its weight, so that one step which the machine held up does not decide
+constexpr double kNewest = 0.25;              // its weight
+constexpr double kNewestMax = 2;              // times what was known: one step that the machine held up does not decide
 constexpr double kSlowdownOfAll = 0.25;       // of what slowdown_max leaves to prompts, once all write
 
-double follow(double value, double seen) { return value == 0 ? seen : value + kNewest * (seen - value); }
+double follow(double known, double seen) { return known == 0 ? seen : known + kNewest * (std::min(seen, kNewestMax * known) - known); }
 
 }  // namespace
 

@@ -119,10 +119,15 @@ TEST(StepPaceTest, FollowsTheMachine) {
   StepPace pace = paced(5, machine, 8);
   const int32_t before = pace.chunk_tokens(8, 9);
   EXPECT_NEAR(before, 42, 1);  // (2 · 20.5 - 20) / 0.5 = 42
-  pace.note(8, 42, 0.082);  // twice as long: 62 / 42 = 1.476 ms a token, 0.976 more, of which a quarter counts
-  EXPECT_NEAR(pace.chunk_tokens(8, 9), 28, 1) << "(2 · (20 + 0.744) - 20) / 0.744 = 28.9";
-  longest_step(pace, machine, 8, 9, 60);
-  EXPECT_NEAR(std::max(pace.chunk_tokens(8, 9), 2), 42, 1);
+  StepPace held_up = pace;
+  held_up.note(8, 42, 0.050);  // 30 / 42 = 0.714 ms a token, of which a quarter counts: 0.554
+  EXPECT_NEAR(held_up.chunk_tokens(8, 9), 38, 1) << "(2 · 20.554 - 20) / 0.554 = 38.1";
+  held_up = pace;
+  held_up.note(8, 42, 0.410);  // ten times as long, which counts as 1 ms a token: 0.625
+  EXPECT_NEAR(held_up.chunk_tokens(8, 9), 34, 1) << "(2 · 20.625 - 20) / 0.625 = 34";
+  held_up = pace;
+  held_up.note(8, 0, 0.200);  // the base counts as 40 ms: 25
+  EXPECT_NEAR(held_up.chunk_tokens(8, 9), 52, 1) << "(2 · 25.5 - 25) / 0.5 = 52";
   machine = {0.004, 0.002};  // 8 answers take 20 ms as before
   longest_step(pace, machine, 8, 9, 20);
   EXPECT_LE(longest_step(pace, machine, 8, 9, 100), 1.05 * 2 * 0.022);
