@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <functional>
 #include <iterator>
 #include <set>
@@ -108,10 +107,7 @@ ApiKeys parse_api_keys(std::string_view text, const std::string& source) {
 }
 
 ApiKeys load_api_keys(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in) throw std::runtime_error("the file of API keys " + path + " cannot be read");
-  return parse_api_keys(text, "the file of API keys " + path);
+  return parse_api_keys(read_own_file(path, "the file of API keys"), "the file of API keys " + path);
 }
 
 const ApiKey* find_api_key(const std::vector<ApiKey>& keys, std::string_view key) {

@@ -1,5 +1,6 @@
 #include "server/command_serve.h"
 
+#include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
@@ -92,6 +93,10 @@ void raise_descriptor_limit() {
   limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 1 << 20);
   if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot raise the number of file descriptors; see ulimit -n");
 }
+
+// The C library keeps freed blocks below a threshold, which rises to the largest block that was ever freed: left to itself, memory that a
+// flood of large bodies took would stay with the process.
+void give_large_blocks_back() { mallopt(M_MMAP_THRESHOLD, 256 << 10); }
 
 std::vector<std::string> served_names(const ServeOptions& options) {
   if (!options.served_model_names.empty()) return options.served_model_names;
@@ -250,6 +255,7 @@ int run_serve(const std::vector<std::string>& arguments, const BackendChooser& c
   }
   set_up_logging(parsed.options.log_level, parsed.options.log_format);
   raise_descriptor_limit();
+  give_large_blocks_back();
   EndSignal end;
   Serving serving(parsed.options, choose, end);
   try {

@@ -40,6 +40,7 @@ class RequestFrame {
   // Complete: request line and known headers, ending in an empty line; and the decoded body.
   const std::string& head() const { return passed_; }
   std::string& body() { return body_; }
+  const std::string& body() const { return body_; }
 
   // Failed: status to answer, and why.
   int status() const { return status_; }

@@ -112,13 +112,18 @@ std::string to_text(double value) {
 }  // namespace
 
 std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits) {
+  // To the parser a zero byte is the end, and what stands behind it would go unread; JSON has none.
+  if (const size_t zero = text.find('\0'); zero != text.npos) {
+    return ApiError{.message = "the body is not valid JSON in UTF-8: it breaks at byte " + std::to_string(zero + 1) + " of " + std::to_string(text.size()),
+                    .code = "invalid_json"};
+  }
   JsonBuilder builder(text, limits);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }
 
 std::optional<int64_t> exact_integer(const Json& value) {
-  constexpr double kTwo63 = 9223372036854775808.0;
+  constexpr double kTwo53 = 9007199254740992.0;  // from here on a double may stand for a neighbour of what was written
   if (value.is_number_unsigned()) {
     const auto number = value.get<uint64_t>();
     if (number > static_cast<uint64_t>(INT64_MAX)) return std::nullopt;
@@ -127,7 +132,7 @@ std::optional<int64_t> exact_integer(const Json& value) {
   if (value.is_number_integer()) return value.get<int64_t>();
   if (!value.is_number_float()) return std::nullopt;
   const auto number = value.get<double>();
-  if (!(number >= -kTwo63 && number < kTwo63) || number != std::trunc(number)) return std::nullopt;
+  if (!(std::abs(number) < kTwo53) || number != std::trunc(number)) return std::nullopt;
   return static_cast<int64_t>(number);
 }
 

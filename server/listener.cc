@@ -233,7 +233,8 @@ void Listener::advance(std::unique_ptr<Connection> connection) {
   RequestFrame& frame = connection->frame;
   const size_t taken = frame.consume(connection->unread_);
   connection->unread_.erase(0, taken);
-  count_bytes(*connection, static_cast<int64_t>(frame.body().size() + connection->unread_.size()));
+  connection->unread_.shrink_to_fit();
+  count_bytes(*connection, static_cast<int64_t>(frame.body().capacity() + connection->unread_.capacity()));
   if (frame.state() == RequestFrame::State::failed) {
     refuse(*connection, frame.status(), frame.message());
   } else if (frame.state() == RequestFrame::State::complete) {
@@ -296,7 +297,7 @@ bool Listener::expired(const Connection& connection, Clock::time_point now) cons
   }
   if (seconds <= options_.read_seconds_max - std::min(kEarlySeconds, options_.read_seconds_max / 10)) return false;
   return connection.frame.state() == RequestFrame::State::head ||
-         static_cast<double>(connection.counted_bytes_) < seconds * options_.body_bytes_per_second_min;
+         static_cast<double>(connection.frame.body().size()) < seconds * options_.body_bytes_per_second_min;
 }
 
 void Listener::close_expired(Clock::time_point now) {

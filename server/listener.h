@@ -34,7 +34,7 @@ struct ListenerOptions {
 
 class Connection {
  public:
-  // `buffered_bytes`: what it holds of unread input is counted in there for as long as it lives.
+  // `buffered_bytes`: the memory that unread input takes is counted in there for as long as it lives.
   Connection(int fd, FramingLimits limits, int64_t* buffered_bytes) : frame(limits), fd_(fd), buffered_bytes_(*buffered_bytes) {}
   ~Connection();
   Connection(const Connection&) = delete;

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <spdlog/formatter.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -35,6 +36,23 @@ class JsonFormatter : public spdlog::formatter {
     out.append(text.data(), text.data() + text.size());
   }
   std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonFormatter>(); }
+};
+
+// A name that the operator gave, or a file, may hold anything. A message of several lines indents all but its first.
+class TextFormatter : public spdlog::formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
+    const std::string_view payload(message.payload.data(), message.payload.size());
+    std::string text = without_control(payload);
+    for (size_t i = payload.find("\n  "); i != payload.npos; i = payload.find("\n  ", i + 1)) text[i] = '\n';
+    spdlog::details::log_msg shown = message;
+    shown.payload = text;
+    pattern_.format(shown, out);
+  }
+  std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<TextFormatter>(); }
+
+ private:
+  spdlog::pattern_formatter pattern_{"%Y-%m-%d %H:%M:%S.%e %l %v"};
 };
 
 // Standard error, as long as somebody reads it: what would block is left out, and counted. A worker that waits for its log would take the
@@ -88,13 +106,25 @@ std::optional<int64_t> LineLimit::take(Clock::time_point now) {
   return std::exchange(left_out_, 0);
 }
 
+std::string without_control(std::string_view text) {
+  std::string shown(text);
+  for (size_t i = 0; i < shown.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(shown[i]);
+    const auto before = i == 0 ? 0 : static_cast<unsigned char>(text[i - 1]);
+    const bool is_c1 = before == 0xC2 && byte >= 0x80 && byte < 0xA0;  // U+0080 to U+009F
+    if (byte < ' ' || byte == 0x7F || is_c1) shown[i] = '?';
+    if (is_c1) shown[i - 1] = '?';
+  }
+  return shown;
+}
+
 void set_up_logging(const std::string& level, const std::string& format) {
   auto logger = std::make_shared<spdlog::logger>("headroom", std::make_shared<StderrSink>());
   logger->set_level(spdlog::level::from_str(level));
   if (format == "json") {
     logger->set_formatter(std::make_unique<JsonFormatter>());
   } else {
-    logger->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    logger->set_formatter(std::make_unique<TextFormatter>());
   }
   spdlog::set_default_logger(std::move(logger));
 }

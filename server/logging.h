@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace headroom {
 
@@ -27,6 +28,9 @@ class LineLimit {
   int32_t lines_ = 0;  // in this second
   int64_t left_out_ = 0;
 };
+
+// What may stand in a line of a terminal or a log: control characters, which could move its cursor or forge a line, become '?'.
+std::string without_control(std::string_view text);
 
 void set_up_logging(const std::string& level, const std::string& format);
 

@@ -12,6 +12,7 @@
 #include "server/command_report.h"
 #include "server/command_serve.h"
 #include "server/command_version.h"
+#include "server/logging.h"
 #include "server/options.h"
 
 namespace {
@@ -59,7 +60,7 @@ int run(const Arguments& arguments) {
     known.push_back(command.name);
   }
   const std::string nearest = headroom::nearest_name(name, known);
-  std::fprintf(stderr, "headroom: command %s is not known; %s\n", name.c_str(),
+  std::fprintf(stderr, "headroom: command %s is not known; %s\n", headroom::without_control(name).c_str(),
                nearest.empty() ? "see headroom --help" : ("did you mean " + nearest + "?").c_str());
   return 2;
 }
@@ -72,7 +73,7 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     std::string line = error.what();
     std::replace(line.begin(), line.end(), '\n', ' ');
-    std::fprintf(stderr, "headroom: %s\n", line.c_str());
+    std::fprintf(stderr, "headroom: %s\n", headroom::without_control(line).c_str());
     return 1;
   }
 }

@@ -4,11 +4,10 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "engine/files/checked_file.h"
 #include "engine/kv/kv_cache.h"
 #include "engine/model/open_model.h"
 #include "engine/model/transformer.h"
@@ -41,10 +40,10 @@ int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t c
 }
 
 nlohmann::json read_json_if_there(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return nlohmann::json::object();
-  const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  constexpr size_t kBytesMax = 16 << 20;
+  const std::optional<std::string> text = read_text_file_if_there(path, kBytesMax);
+  if (!text) return nlohmann::json::object();
+  nlohmann::json json = nlohmann::json::parse(*text, nullptr, false);
   if (!json.is_object()) throw std::runtime_error(path.string() + ": is not a JSON object");
   return json;
 }

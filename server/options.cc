@@ -269,17 +269,6 @@ void set_option(const OptionRow& row, const std::string& shown_name, const std::
   }
 }
 
-std::string read_file(const std::string& path, const std::string& what) {
-  constexpr std::streamsize kBytesMax = 1 << 20;
-  std::ifstream in(path, std::ios::binary);
-  std::string text(kBytesMax + 1, '\0');
-  in.read(text.data(), kBytesMax + 1);
-  if (!in.is_open() || in.bad()) throw std::runtime_error(what + " " + path + " cannot be read");
-  if (in.gcount() > kBytesMax) throw std::runtime_error(what + " " + path + " is larger than 1 MiB");
-  text.resize(static_cast<size_t>(in.gcount()));
-  return text;
-}
-
 // What JSON's value would be as the argument of a flag.
 std::string json_as_text(const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
@@ -288,6 +277,18 @@ std::string json_as_text(const nlohmann::json& value) {
 }
 
 }  // namespace
+
+std::string read_own_file(const std::string& path, const std::string& what) {
+  constexpr std::streamsize kBytesMax = 1 << 20;
+  std::ifstream in(path, std::ios::binary);
+  std::string text(kBytesMax + 1, '\0');
+  in.read(text.data(), kBytesMax + 1);
+  if (!in.is_open() || in.bad()) throw std::runtime_error(what + " " + path + " cannot be read");
+  if (in.gcount() > kBytesMax) throw std::runtime_error(what + " " + path + " is larger than 1 MiB");
+  text.resize(static_cast<size_t>(in.gcount()));
+  if (text.find('\0') != text.npos) throw std::runtime_error(what + " " + path + " is not text: it holds a zero byte");
+  return text;
+}
 
 void apply_json_options(std::string_view json, const std::string& source, ServeOptions& options) {
   nlohmann::json object;
@@ -358,7 +359,7 @@ ParsedOptions parse_serve_options(const std::vector<std::string>& arguments) {
     throw std::runtime_error(unknown_name("option", extra.substr(0, extra.find('=')), known));
   }
   ServeOptions& options = parsed.options;
-  if (!flags.config.empty()) apply_json_options(read_file(flags.config, "the options file"), flags.config, options);
+  if (!flags.config.empty()) apply_json_options(read_own_file(flags.config, "the options file"), flags.config, options);
   for (const auto& [row, value] : flags.given) set_option(*row, flag_of(row->name), value, options);
   if (options.model.empty()) throw std::runtime_error("no model: set --model to a directory with config.json and model.safetensors");
   if (!options.api_keys_file.empty()) {

@@ -73,6 +73,9 @@ struct ParsedOptions {
 // Of the arguments behind `serve`.
 ParsedOptions parse_serve_options(const std::vector<std::string>& arguments);
 
+// A file that whoever runs the server names, a pipe included: at most 1 MiB of text. `what` begins the error.
+std::string read_own_file(const std::string& path, const std::string& what);
+
 // Sets from a JSON object as --config does; `source` names it in errors.
 void apply_json_options(std::string_view json, const std::string& source, ServeOptions& options);
 

@@ -13,8 +13,9 @@ ROOT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__)
 # A folder or file may include only what stands to its right (besides itself). The longest matching prefix counts.
 LAYERS = {
     "kernels/": ["kernels/"],
-    "engine/tokenizer/": ["engine/tokenizer/", "kernels/check.h"],
-    "engine/model/": ["engine/model/", "kernels/"],
+    "engine/files/": ["engine/files/", "kernels/check.h"],
+    "engine/tokenizer/": ["engine/tokenizer/", "engine/files/", "kernels/check.h"],
+    "engine/model/": ["engine/model/", "engine/files/", "kernels/"],
     "engine/kv/page_allocator": ["engine/kv/page_allocator", "engine/ids.h", "engine/kv/huge_page_allocator.h",
                                  "engine/tokenizer/token_id.h", "kernels/check.h"],
     "engine/kv/prefix_cache": ["engine/kv/", "engine/ids.h", "engine/tokenizer/token_id.h", "kernels/check.h"],

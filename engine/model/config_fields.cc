@@ -1,10 +1,12 @@
 #include "engine/model/config_fields.h"
 
-#include <fstream>
+#include <filesystem>
 #include <set>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
+
+#include "engine/files/checked_file.h"
 
 namespace headroom {
 namespace {
@@ -23,17 +25,12 @@ std::string number_text(double value) {
 }  // namespace
 
 std::string read_config_text(const std::filesystem::path& path) {
-  constexpr std::streamsize kTextBytesMax = kConfigBytesMax + 1;  // one more than the parser takes
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kTextBytesMax, '\0');
-  if (!std::filesystem::is_regular_file(path) || !file) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored)) {
     throw std::runtime_error(path.string() +
                              ": cannot open; --model takes a directory with config.json and model.safetensors");
   }
-  file.read(text.data(), kTextBytesMax);
-  if (file.bad()) throw std::runtime_error(path.string() + ": cannot read");
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
+  return read_text_file(path, kConfigBytesMax);
 }
 
 Json parse_config_object(std::string_view text, const std::string& source) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/model/config.h"
+#include "engine/model/config_fields.h"
 #include "engine/model/quantized_checkpoint.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
@@ -191,13 +192,6 @@ class Converter {
   std::vector<std::byte> buffer_;
 };
 
-std::string read_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in) throw std::runtime_error(path.string() + ": cannot read");
-  return text;
-}
-
 void write_json(const fs::path& path, const nlohmann::ordered_json& json) {
   std::ofstream file(path, std::ios::binary);
   file << json.dump(2) << '\n';
@@ -283,7 +277,7 @@ void convert_kv_heads(const fs::path& in, const fs::path& out, const ConvertOpti
     converter.write_file(file, draft.path() / file.path().filename());
   if (checkpoint.files().size() > 1 || fs::exists(in / kIndexName))
     write_index(checkpoint, out_bytes, draft.path() / kIndexName);
-  auto config_json = nlohmann::ordered_json::parse(read_text(in / "config.json"));
+  auto config_json = nlohmann::ordered_json::parse(read_config_text(in / "config.json"));
   config_json["num_key_value_heads"] = options.kv_heads;
   write_json(draft.path() / "config.json", config_json);
   copy_other_files(in, draft.path());

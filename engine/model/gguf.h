@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/model/checked_file.h"
+#include "engine/files/checked_file.h"
 #include "engine/model/safetensors.h"
 
 namespace headroom {

@@ -16,7 +16,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/model/checked_file.h"
+#include "engine/files/checked_file.h"
 #include "kernels/dtype.h"
 
 namespace headroom {

@@ -1,11 +1,11 @@
 #include "engine/tokenizer/chat_template.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <stdexcept>
 #include <string_view>
 
+#include "engine/files/checked_file.h"
 #include "engine/tokenizer/jinja_interpreter.h"
 #include "engine/tokenizer/jinja_json.h"
 #include "engine/tokenizer/jinja_lexer.h"
@@ -88,23 +88,10 @@ RenderedPrompt to_prompt(jinja::Text text) {
 
 // ---- files ----
 
-std::optional<std::string> read_file(const std::filesystem::path& path) {
-  constexpr std::streamsize kFileBytesMax = 64 << 20;
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  std::string content;
-  char buffer[1 << 16];
-  while (file.read(buffer, sizeof(buffer)) || file.gcount() > 0) {
-    content.append(buffer, static_cast<size_t>(file.gcount()));
-    if (static_cast<std::streamsize>(content.size()) > kFileBytesMax) {
-      throw std::runtime_error(path.string() + ": is larger than " + std::to_string(kFileBytesMax) + " bytes");
-    }
-  }
-  return content;
-}
+constexpr size_t kFileBytesMax = 16 << 20;  // the largest published ones have 1 MB
 
 std::optional<std::string> template_in(const std::filesystem::path& path) {
-  const std::optional<std::string> content = read_file(path);
+  const std::optional<std::string> content = read_text_file_if_there(path, kFileBytesMax);
   if (!content) return std::nullopt;
   const Json config = Json::parse(*content, nullptr, false);
   if (!config.is_object()) throw std::runtime_error(path.string() + ": is not a JSON object");
@@ -142,7 +129,7 @@ ChatTemplate ChatTemplate::parse(std::string source) {
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& model_dir) {
   const std::filesystem::path jinja_file = model_dir / "chat_template.jinja";
-  if (std::optional<std::string> source = read_file(jinja_file)) return parse_file(jinja_file, std::move(*source));
+  if (std::optional<std::string> source = read_text_file_if_there(jinja_file, kFileBytesMax)) return parse_file(jinja_file, std::move(*source));
   for (const char* name : {"tokenizer_config.json", "chat_template.json"}) {
     if (std::optional<std::string> source = template_in(model_dir / name))
       return parse_file(model_dir / name, std::move(*source));

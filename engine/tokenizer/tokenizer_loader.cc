@@ -1,8 +1,8 @@
 // Reading tokenizer.json into a Tokenizer: everything that can be wrong with a file is found here.
 #include <algorithm>
-#include <fstream>
 #include <stdexcept>
 
+#include "engine/files/checked_file.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/tokenizer_data.h"
 #include "engine/tokenizer/utf8.h"
@@ -22,19 +22,6 @@ std::string one_line(std::string message) {
   std::replace_if(
       message.begin(), message.end(), [](char c) { return (c >= 0 && c < ' ') || c == '\x7F'; }, ' ');
   return replace_invalid_utf8(message);
-}
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) throw std::runtime_error("cannot be opened; put the tokenizer.json of the model there");
-  const std::streamoff size = file.tellg();
-  if (size < 0 || static_cast<uint64_t>(size) > kFileBytesMax)
-    throw std::runtime_error("is not a file of at most 64 MiB");
-  std::string content(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  file.read(content.data(), size);
-  if (file.gcount() != size) throw std::runtime_error("could not be read to its end");
-  return content;
 }
 
 // The ids of a special token that a template names.
@@ -200,8 +187,9 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json) {
 
 Tokenizer Tokenizer::load(const std::filesystem::path& model_dir) {
   const std::filesystem::path path = model_dir / "tokenizer.json";
+  const std::string text = read_text_file(path, kFileBytesMax);
   try {
-    return from_json(read_file(path));
+    return from_json(text);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(one_line(path.string() + ": " + error.what()));
   }

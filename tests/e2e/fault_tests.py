@@ -157,18 +157,22 @@ def tests(binary, model):
                     time.sleep(rng.uniform(0.05, 1))
                     signalled = time.monotonic()
                     server.process.send_signal(signal.SIGTERM)
+                    last_ready = 0.0  # when the last one was sent that was told "ready": an answer may be late here, among 32 streams
                     with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):  # it may have ended by now
-                        while server.request("GET", "/readyz")[0] != 503:
-                            assert time.monotonic() - signalled < 1
-                    not_ready.append(time.monotonic() - signalled)
+                        while True:
+                            sent = time.monotonic() - signalled
+                            if server.request("GET", "/readyz")[0] == 503:
+                                break
+                            last_ready = sent
+                    not_ready.append(last_ready)
 
                 outcomes = in_threads(33, lambda index: terminate() if index == 32 else stream(index))[:32]
                 assert server.process.wait(45) == 0, server.log()
                 complete += outcomes.count(True)
                 refused += outcomes.count(False)
-        assert statistics.median(not_ready) < 0.1, not_ready
+        assert max(not_ready) < 0.1, not_ready
         return (f"{KILLS} times: {complete} streams complete, {refused} not begun, exit 0; "
-                f"not ready within {statistics.median(not_ready) * 1000:.0f} ms in the median, {max(not_ready) * 1000:.0f} at most")
+                f"told ready until {max(not_ready) * 1000:.0f} ms after it at most")
 
     def killed_under_load_it_starts_as_fast_as_ever():
         with Server(binary, model, "--kv-memory", "64MiB") as server:

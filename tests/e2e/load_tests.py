@@ -207,6 +207,32 @@ def tests_with_own_server(binary, model):
             server.process.send_signal(random.choice((signal.SIGTERM, signal.SIGINT)))
             assert server.process.wait(2) == 1
 
+    def a_flood_of_bodies_is_bounded_and_given_back():
+        with Server(binary, model, "--kv-memory", "16MiB", "--buffered-bytes-max", "64MiB") as server:
+            server.complete(PROMPT, **GREEDY)
+            before = server.memory_bytes()
+            head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {8 << 20}\r\n\r\n".encode()
+            flood = []
+            for _ in range(100):
+                flood.append(open_socket(server.port))
+                with contextlib.suppress(OSError):  # refused, and its rest not taken
+                    flood[-1].sendall(head + b"x" * (3 << 19))
+            assert server.request("GET", "/livez")[0] == 200
+            most = server.memory_bytes("VmHWM") - before
+            refused = 0
+            for connection in flood:
+                connection.setblocking(False)
+                with contextlib.suppress(OSError):
+                    refused += connection.recv(100).startswith(b"HTTP/1.1 503")
+                connection.close()
+            deadline = time.monotonic() + 10
+            while server.memory_bytes() > before + (16 << 20):
+                assert time.monotonic() < deadline, f"{(server.memory_bytes() - before) >> 20} MiB more than before are kept"
+                time.sleep(0.01)
+            assert most <= (64 + 16) << 20, f"{most >> 20} MiB at most"
+            assert refused > 10, refused
+            return f"150 MiB sent, {refused} of 100 refused, {most >> 20} MiB more at most, {(server.memory_bytes() - before) >> 20} MiB afterwards"
+
     def attention_is_read_beside_what_runs():
         with Server(binary, model, "--kv-memory", "64MiB", "--introspection", "true") as server:
             ask = {"prompt": " ".join(PROMPTS), "layer": 1}
@@ -253,6 +279,6 @@ def tests_with_own_server(binary, model):
         unreachable = subprocess.run([*sweep[:2], "x=http://127.0.0.1:1"], capture_output=True, text=True, timeout=60)
         assert unreachable.returncode == 1 and unreachable.stderr.count("\n") == 1, unreachable
 
-    checks = [sigterm_lets_what_runs_complete, the_sweep_records_what_the_server_says, a_second_signal_ends_at_once,
+    checks = [sigterm_lets_what_runs_complete, the_sweep_records_what_the_server_says, a_flood_of_bodies_is_bounded_and_given_back, a_second_signal_ends_at_once,
               attention_is_read_beside_what_runs]
     return [("load: " + check.__name__.replace("_", " "), check) for check in checks]

@@ -1,5 +1,6 @@
 """Starts: how fast, how much memory, and what a start that cannot succeed says."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ def tests(binary, model):
         failed_start("--model", model, "--config", "/nowhere.json", wanted="/nowhere.json cannot be read")
         failed_start("--model", model, "--host", "192.0.2.1", wanted="set --host")
         failed_start(wanted="did you mean serve?", command="srve")
+        failed_start("--model", "/nowhere\x1b[31m\nforged", wanted="/nowhere?[31m forged is not a directory")
+        failed_start("--model", model, "--api-keys-file", "/dev/zero", wanted="the file of API keys /dev/zero is larger than 1 MiB")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             failed_start("--model", model, "--port", port, wanted=f"port {port} of 127.0.0.1 is in use")
@@ -36,7 +39,7 @@ def tests(binary, model):
         """It is read once, at start: there is no reload that could fail later."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             for text, wanted in (("", "line 1 is not valid JSON"), ('{"port": 1,\n"threads": 1', "line 2 is not valid JSON"), ("[]", "must be a JSON object"),
-                                 ("[" * 200000, "not valid JSON"), ("\0{", "not valid JSON"), (" " * (1 << 20) + "{}", "is larger than 1 MiB"),
+                                 ("[" * 200000, "not valid JSON"), ('{"port": 0}\0x', "holds a zero byte"), (" " * (1 << 20) + "{}", "is larger than 1 MiB"),
                                  ('{"prot": 1}', "option prot is not known; did you mean port?"), ('{"config": "x.json"}', "option config is not known"),
                                  ('{"port": 70000}', "from 0 to 65535"), ('{"port": 1.5}', "from 0 to 65535"), ('{"port": null}', "port must be"),
                                  ('{"prefix_cache": "maybe"}', "must be true or false"), ('{"kv_memory": "1KiB", "port": 0}', "set --kv-memory to at least")):
@@ -81,6 +84,36 @@ def tests(binary, model):
         with_file("model.safetensors", lambda content: content[:1000], "safetensors")
         with_file("model.safetensors", lambda content: content[:-1], "safetensors")
         with_file("model.safetensors", lambda content: None, "safetensors")
+
+    def what_is_no_file_is_not_read():
+        """A model that was unpacked from an archive may hold pipes, devices and folders under the names of its files."""
+        def a_huge_file(path):
+            with open(path, "wb") as file:
+                file.truncate(1 << 40)
+
+        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors")
+        kinds = {"a pipe": os.mkfifo, "a device": lambda path: os.symlink("/dev/zero", path), "a folder": os.mkdir, "a tebibyte": a_huge_file,
+                 "a link to itself": lambda path: os.symlink(path, path)}
+        for name in names:
+            for kind, make in kinds.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    copy = os.path.join(folder, "model")
+                    shutil.copytree(model, copy)
+                    path = os.path.join(copy, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(path)
+                    make(path)
+                    failed_start("--model", copy, "--port", "0", wanted=name)
+        return f"{len(names)} files, {len(kinds)} kinds each"
+
+    def names_of_files_forge_no_line():
+        with tempfile.TemporaryDirectory() as folder:
+            named = os.path.join(folder, "a\x1b[2Jb\n2026-01-01 00:00:00.000 info forged\u009bc")
+            os.symlink(model, named)
+            with Server(binary, named, "--kv-memory", "16MiB") as server:
+                log = server.log()
+                assert "model a?[2Jb?2026-01-01" in log and "forged??c:" in log and "\x1b" not in log, log
+                assert not any(line.startswith("2026-01-01") for line in log.splitlines()), log
 
     def ready_within_a_second():
         best = 99.0
@@ -179,7 +212,7 @@ def tests(binary, model):
             connection.recv(4096)
             connection.sendall(answer)
 
-    checks = [bad_starts_say_one_line, errors_of_the_options_file_say_one_line, broken_models_say_one_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
+    checks = [bad_starts_say_one_line, errors_of_the_options_file_say_one_line, broken_models_say_one_line, what_is_no_file_is_not_read, names_of_files_forge_no_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
               the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, the_benchmark_is_paired_with_other_programs, health_says_whether_a_server_is_ready,
               the_same_by_a_file_and_json_logs]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]

@@ -406,6 +406,12 @@ TEST_F(HttpServerTest, MetricsNeedNoKeyByChoice) {
   EXPECT_THAT(ask(get("/v1/models")), StartsWith("HTTP/1.1 401"));
 }
 
+TEST(Lines, HaveNoControlCharacters) {
+  EXPECT_EQ(without_control("plain, é中😀"), "plain, é中😀");
+  EXPECT_EQ(without_control(std::string_view("a\0b\x1b[31m\n\r\t\x7f", 12)), "a?b?[31m????");
+  EXPECT_EQ(without_control("\xc2\x80\xc2\x9b\xc2\xa0\xc3\x9b"), "????\xc2\xa0\xc3\x9b");
+}
+
 TEST(LineLimit, LeavesOutAndCountsWhatIsTooMuchForASecond) {
   LineLimit limit(3);
   const LineLimit::Clock::time_point start{1h};

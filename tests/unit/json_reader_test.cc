@@ -28,7 +28,7 @@ TEST(JsonReader, ReadsWhatAnotherReaderReads) {
 }
 
 TEST(JsonReader, RefusesWhatIsNoJson) {
-  for (const std::string text : {"",
+  for (const std::string& text : std::initializer_list<std::string>{"",
                                  " ",
                                  "{",
                                  "[1,]",
@@ -58,7 +58,11 @@ TEST(JsonReader, RefusesWhatIsNoJson) {
                                  "\"\xf4\x90\x80\x80\"",
                                  "\"\xe2\x82\"",
                                  "1e400",
-                                 "-1e400"}) {
+                                 "-1e400",
+                                 std::string("\0", 1),
+                                 std::string("{}\0", 3),
+                                 std::string("{}\0{\"a\":1}", 10),
+                                 std::string("{\"a\":1\0}", 8)}) {
     const auto result = read_json(text);
     ASSERT_TRUE(std::holds_alternative<ApiError>(result)) << text;
     const ApiError& error = std::get<ApiError>(result);
@@ -144,7 +148,7 @@ TEST(JsonReader, ExactIntegers) {
   EXPECT_EQ(read("-9223372036854775808"), INT64_MIN);
   EXPECT_EQ(read("3.0"), 3);
   EXPECT_EQ(read("1e3"), 1000);
-  for (const char* text : {"9223372036854775808", "18446744073709551615", "1e20", "-1e20", "9.3e18", "1.5", "1e-3",
+  for (const char* text : {"9223372036854775808", "18446744073709551615", "1e20", "-1e20", "9.3e18", "-9223372036854775809", "9007199254740993.0", "1.5", "1e-3",
                            "true", "null", "\"3\"", "[3]", "{}"}) {
     EXPECT_EQ(read(text), std::nullopt) << text;
   }

@@ -84,5 +84,31 @@ TEST(WorkerPool, RefusesWorkWhenTheSystemHasNoThreadAndGoesOnWhenItHas) {
   EXPECT_EQ(pool.threads(), 1u);
 }
 
+// A burst of jobs leaves no threads behind, though there is always a little to do, at which all of them take turns.
+TEST(WorkerPool, ThreadsThatABurstNeededEndAfterIt) {
+  std::atomic<int> started{0};
+  WorkerPool pool(2, 64, 64, [&](std::function<void()> run) {
+    ++started;
+    return std::thread(std::move(run));
+  }, 50ms);
+  for (int burst = 1; burst <= 3; ++burst) {
+    std::promise<void> open;
+    const std::shared_future<void> gate = open.get_future().share();
+    for (int i = 0; i < 64; ++i) ASSERT_TRUE(pool.submit([gate] { gate.wait(); }));
+    EXPECT_EQ(pool.threads(), 64u);
+    std::this_thread::sleep_for(150ms);
+    EXPECT_EQ(pool.threads(), 64u) << "those that work stay";
+    open.set_value();
+    wait_until([&] {
+      EXPECT_TRUE(pool.submit([] {}));
+      return pool.threads() <= 4;
+    });
+    wait_until([&] { return pool.threads() == 2; });
+  }
+  EXPECT_GE(started, 2 + 3 * 60);
+  std::this_thread::sleep_for(200ms);
+  EXPECT_EQ(pool.threads(), 2u) << "the reserve stays";
+}
+
 }  // namespace
 }  // namespace headroom

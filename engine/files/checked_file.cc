@@ -1,4 +1,4 @@
-#include "engine/model/checked_file.h"
+#include "engine/files/checked_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -55,6 +55,23 @@ void CheckedFile::read(uint64_t offset, void* destination, uint64_t count) const
     offset += static_cast<uint64_t>(got);
     count -= static_cast<uint64_t>(got);
   }
+}
+
+std::string read_text_file(const std::filesystem::path& path, size_t bytes_max) {
+  const CheckedFile file(path);
+  if (file.bytes() > bytes_max) throw std::runtime_error(path.string() + ": over " + std::to_string(bytes_max) + " bytes");
+  std::string text(static_cast<size_t>(file.bytes()), '\0');
+  file.read(0, text.data(), text.size());
+  if (const size_t zero = text.find('\0'); zero != text.npos) {
+    throw std::runtime_error(path.string() + ": not text: byte " + std::to_string(zero) + " is zero");
+  }
+  return text;
+}
+
+std::optional<std::string> read_text_file_if_there(const std::filesystem::path& path, size_t bytes_max) {
+  std::error_code ignored;
+  if (std::filesystem::symlink_status(path, ignored).type() == std::filesystem::file_type::not_found) return std::nullopt;
+  return read_text_file(path, bytes_max);
 }
 
 }  // namespace headroom
