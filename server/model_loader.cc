@@ -22,6 +22,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr double kDeviceShare = 0.9;      // of what is free on a device, for the pool
+// A device hands out memory in whole pages, so that the parts beside the pool take more than was predicted, by this part at most.
+constexpr int64_t kRoundingPart = 32;
 constexpr int32_t kLogitsRowsMax = 64;    // rows of logits at once; more sequences take turns
 
 int64_t pool_budget(const KvShape& shape, const ServeOptions& options, int64_t context_tokens, const PoolMemory& memory) {
@@ -160,7 +162,8 @@ PoolMemory memory_of_pool(const Backend& backend, const ModelFacts& facts, const
     throw std::runtime_error("activations and workspaces need " + format_bytes(taken) + ", and " + format_bytes(beside_weights) +
                              " of the device's memory are free beside the weights: set --step-tokens-max or --running-sequences-max lower");
   }
-  return {.available_bytes = beside_weights - taken, .default_share = kDeviceShare};
+  const int64_t rounding = (facts.weight_bytes_predicted + taken) / kRoundingPart;
+  return {.available_bytes = std::max<int64_t>(beside_weights - taken - rounding, 0), .default_share = kDeviceShare};
 }
 
 // Runs what takes memory of a device; where there is not enough, says what could be done.
