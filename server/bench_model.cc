@@ -29,6 +29,14 @@ DType parse_dtype(const std::string& name, std::initializer_list<DType> choices)
 DType parse_kv_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}); }
 DType parse_weight_dtype(const std::string& name) { return parse_dtype(name, {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI4}); }
 
+std::vector<SampleRow> samples_of(size_t rows, int64_t position) {
+  std::vector<SampleRow> samples(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    samples[i] = {.logits_row = static_cast<int32_t>(i), .position = position, .seed = i, .inverse_temperature = 1.0f};
+  }
+  return samples;
+}
+
 // Read and written, as a device copies within its memory: the ceiling of what only moves bytes.
 double measured_copy_bytes_per_second(Backend& backend) {
   constexpr int kCopies = 20;
@@ -82,6 +90,12 @@ const BatchView& BenchSequences::view(int32_t sequences, int32_t first_position,
   }
   view_ = {.rows = static_cast<int32_t>(tokens_.size()), .tokens = tokens_, .positions = positions_,
            .sequence_first_row = first_rows_, .page_tables = page_tables_, .page_table_begin = page_begin_};
+  return view_;
+}
+
+const BatchView& BenchSequences::next_view(int32_t position) {
+  for (size_t s = 0; s < tokens_.size(); ++s) tokens_[s] = -1 - static_cast<int32_t>(s);
+  positions_.assign(positions_.size(), position);
   return view_;
 }
 
@@ -155,6 +169,10 @@ double BenchModel::repetition(const BenchRow& row) {
   if (row.test.prompt_tokens > 0) {
     run_prompt(sequences, row.test.prompt_tokens);
     return seconds_since(start);
+  }
+  if (launches_ahead()) {
+    decode_ahead(row);
+    return seconds_since(start) / row.test.steps;
   }
   for (int32_t t = 0; t < row.test.steps; ++t) {
     runner_->run(sequences.view(row.test.batch, row.test.depth + t, 1, random_, config_.vocab_size));
@@ -236,12 +254,22 @@ void BenchModel::draw(const std::vector<int32_t>& rows, int64_t position) {
     runner_->logits(rows);
     return;
   }
-  std::vector<SampleRow> samples(rows.size());
   std::vector<SampleResult> results(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    samples[i] = {.logits_row = static_cast<int32_t>(i), .position = position, .seed = i, .inverse_temperature = 1.0f};
+  runner_->sample(rows, samples_of(rows.size(), position), results);
+}
+
+// As the engine does where the backend draws: a step takes the tokens of the one before on the device, and is launched before the host
+// waits for them.
+void BenchModel::decode_ahead(const BenchRow& row) {
+  BenchSequences sequences(context_tokens_, kPageTokens);
+  for (int32_t t = 0; t < row.test.steps; ++t) {
+    const int32_t position = row.test.depth + t;
+    runner_->run(t == 0 ? sequences.view(row.test.batch, position, 1, random_, config_.vocab_size) : sequences.next_view(position));
+    const std::vector<int32_t> rows = sequences.last_rows();
+    runner_->launch_samples(t % 2, rows, samples_of(rows.size(), position));
+    if (t > 0) runner_->wait_samples((t - 1) % 2);
   }
-  runner_->sample(rows, samples, results);
+  runner_->wait_samples((row.test.steps - 1) % 2);
 }
 
 double BenchModel::head_parameters() const { return static_cast<double>(config_.vocab_size) * config_.model_dim; }

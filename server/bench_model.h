@@ -27,6 +27,7 @@ struct BenchOptions {
   std::string device = "auto";
   std::string activations = "auto";
   bool cuda_graphs = true;
+  bool async_scheduling = true;         // a device's next step is launched before the results of the last are waited for
   int threads = 0;
   int32_t kv_heads = 0;                 // of a shape; 0: its own
   std::vector<int32_t> batches = {1, 8, 32};  // 0: as many as fit
@@ -66,6 +67,8 @@ class BenchSequences {
   int32_t pages_each() const { return pages_each_; }
   // Rows [first_position, first_position + tokens) of sequences [0, sequences), with random tokens.
   const BatchView& view(int32_t sequences, int32_t first_position, int32_t tokens, std::mt19937& random, int32_t vocab);
+  // The row at `position` of each of the sequences of the last view, with what is drawn for it, as the device knows.
+  const BatchView& next_view(int32_t position);
   std::vector<int32_t> last_rows() const;
 
  private:
@@ -87,6 +90,7 @@ class BenchModel {
 
   const ModelConfig& config() const { return config_; }
   const KvShape& shape() const { return shape_; }
+  bool launches_ahead() const { return options_.async_scheduling && runner_->samples_ahead(); }
   const TransformerRunner& runner() const { return *runner_; }
   Backend& backend() { return runner_->backend(); }
   const std::vector<int32_t>& batches() const { return options_.batches; }  // those that were asked for as 0 with what fits
@@ -100,6 +104,7 @@ class BenchModel {
   void repeat_pages(int64_t done, int64_t pages);
   void run_prompt(BenchSequences& sequences, int32_t tokens);
   void draw(const std::vector<int32_t>& rows, int64_t position);
+  void decode_ahead(const BenchRow& row);
   double head_parameters() const;
   double linear_parameters() const;
   double attention_flops(double keys) const;

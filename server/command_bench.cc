@@ -122,6 +122,7 @@ void print_json(const BenchModel& bench, const std::vector<Measurement>& measure
                                 {"kv_dtype", dtype_name(bench.shape().dtype)},
                                 {"kv_token_bytes", bench.shape().token_bytes()},
                                 {"backend", bench.runner().backend().description()},
+                                {"async_scheduling", bench.launches_ahead()},
                                 {"results", nlohmann::ordered_json::array()}};
   if (const auto start = bench.memory_at_start()) {
     out["device_memory"] = {{"total_bytes", start->total_bytes}, {"free_bytes_before", start->free_bytes},
@@ -176,6 +177,8 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
   app.add_option("--activations", options.activations, "what a CPU rounds the inputs of matrix products to")->check(CLI::IsMember(activation_names()))->capture_default_str();
   app.add_option("--cuda-graphs", options.cuda_graphs, "decode steps on a device are recorded once and replayed")->capture_default_str();
+  app.add_option("--async-scheduling", options.async_scheduling, "a device's next step is launched while it is at work on the last")
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
   app.add_option("--kv-heads", options.kv_heads, "of a shape: another number of KV heads; 0: its own")
       ->excludes(model)

@@ -1,11 +1,14 @@
-// `headroom serve` on a device that tests can do with as they like: the CUDA backend on the CPU test layer, whose device has
-// HEADROOM_TEST_DEVICE_MIB of memory (0: there is none) and no more after HEADROOM_TEST_DEVICE_CALLS calls, or the CPU backend; with HEADROOM_TEST_FAULT=KIND:CALL, its CALL-th call from
-// the first step on fails, as faulty_backend.h says. The program that is shipped has none of this.
+// `headroom serve` and `bench` on a device that tests can do with as they like: the CUDA backend on the CPU test layer, whose device has
+// HEADROOM_TEST_DEVICE_MIB of memory (0: there is none) and no more after HEADROOM_TEST_DEVICE_CALLS calls, or the CPU backend; with
+// HEADROOM_TEST_FAULT=KIND:CALL, the CALL-th call of a server from the first step on fails, as faulty_backend.h says. The program that
+// is shipped has none of this.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "kernels/device.h"
+#include "server/command_bench.h"
 #include "server/command_serve.h"
 #include "tests/cuda_on_cpu/include/cuda_runtime_api.h"
 #include "tests/unit/faulty_backend.h"
@@ -47,7 +50,8 @@ int main(int argc, char** argv) {
     if (const char* text = std::getenv("HEADROOM_TEST_DEVICE_CALLS"); text != nullptr) {
       headroom::cuda_on_cpu::fail_after(std::stoi(text), cudaErrorMemoryAllocation);
     }
-    return headroom::run_serve({argv + 2, argv + argc}, choose);  // argv[1] is "serve"
+    const std::vector<std::string> arguments(argv + 2, argv + argc);
+    return std::strcmp(argv[1], "bench") == 0 ? headroom::run_bench(arguments) : headroom::run_serve(arguments, choose);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "headroom: %s\n", error.what());
     return 1;

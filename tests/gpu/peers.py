@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""PyTorch on the same device in the same run: what to stand beside. Prints one JSON object per line as soon as it is known.
+"""PyTorch, and FlashInfer where it is installed, on the same device in the same run: what to stand beside. Prints one JSON object per
+line as soon as it is known.
 
-Usage: tests/gpu/peers.py peak|linear|sdpa|transformers [--tiny]      --tiny: on the CPU, with small sizes, to try the program itself
+Usage: tests/gpu/peers.py peak|linear|sdpa|flashinfer|transformers [--tiny]    --tiny: on the CPU, with small sizes, to try the program itself
 
 Times are medians by the device's own events, after warming up, over more data than its caches hold. Contents are random.
 """
@@ -113,6 +114,38 @@ def sdpa():
             torch.cuda.empty_cache()
 
 
+def flashinfer():
+    """Decode from pages of 16 tokens in any order. Its kernels are compiled when they are first asked for."""
+    try:
+        import flashinfer as fi
+    except ImportError as error:
+        say(peer="flashinfer is not there", why=str(error))
+        return
+    if DEVICE.type != "cuda":
+        say(peer="flashinfer is not there", why="it needs a device")
+        return
+    rate, page = copy_rate(), 16
+    room = torch.zeros(256 << 20, device=DEVICE, dtype=torch.uint8)
+    for kv_heads, context, batch in ATTENTION:
+        nbytes, pages = 4 * batch * kv_heads * context * 128, batch * context // page
+        if nbytes > KV_BYTES_MAX:
+            continue
+        try:
+            caches = copies_of(lambda: noise(pages, 2, page, kv_heads, 128), nbytes)
+            q = noise(batch, 32, 128)
+            begin = torch.arange(batch + 1, device=DEVICE, dtype=torch.int32) * (pages // batch)
+            decode = fi.BatchDecodeWithPagedKVCacheWrapper(room, "NHD", use_tensor_cores=kv_heads != 32)
+            decode.plan(begin, torch.randperm(pages, device=DEVICE).int(), torch.full((batch,), page, device=DEVICE, dtype=torch.int32), 32, kv_heads,
+                        128, page, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
+            seconds = seconds_of(lambda i: decode.run(q, caches[i % len(caches)]), samples=9)
+            say(peer="flashinfer", kv_heads=kv_heads, context_tokens=context, batch=batch, kv_bytes=nbytes, seconds=seconds,
+                copy_bytes_per_second=rate, version=fi.__version__)
+        except torch.OutOfMemoryError:
+            say(peer="flashinfer does not fit", kv_heads=kv_heads, context_tokens=context, batch=batch)
+        caches = q = None
+        torch.cuda.empty_cache()
+
+
 @torch.no_grad()
 def transformers():
     import transformers as hf
@@ -139,4 +172,4 @@ def transformers():
 
 
 if __name__ == "__main__":
-    {"peak": peak, "linear": linear, "sdpa": sdpa, "transformers": transformers}[sys.argv[1]]()
+    {"peak": peak, "linear": linear, "sdpa": sdpa, "flashinfer": flashinfer, "transformers": transformers}[sys.argv[1]]()

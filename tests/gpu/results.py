@@ -20,6 +20,8 @@ PAGING_GOAL = 0.01
 DECODE_GOALS = [("llama-3-8b", 0, 1, 1024, 240), ("llama-3-8b", 0, 1, 32768, 185), ("llama-3-8b", 0, 1, 131072, 110),
                 ("mistral-7b-v0.3", 0, 1, 1024, 255), ("llama-3.2-1b", 0, 1, 1024, 1200), ("qwen2.5-0.5b", 0, 1, 1024, 2000),
                 ("llama-3-8b", 8, 64, 8192, 2700)]
+SCHEDULING = ("llama-3.2-1b", 1, 1024)  # shape, batch, context: a short step, beside which the host's work counts most
+DECODE_PEERS = {"sdpa": "SDPA", "flashinfer": "FlashInfer"}
 PREFILL_GOAL = 0.55  # of the matrix peak
 HEADLINE = [(32, "MHA, 32"), (8, "GQA, 8"), (1, "MQA, 1")]
 HEADLINE_CONTEXT = 8192
@@ -48,11 +50,11 @@ def median(values):
     return sorted(values)[len(values) // 2]
 
 
-def decode_rows(results):
-    """Every decode row of `headroom bench` with its shape, its rate and its bound."""
+def decode_rows(results, launched_ahead=True):
+    """Every decode row of `headroom bench`, as it is by default or with steps that are waited for, with its shape, its rate and its bound."""
     for bench in results.get("bench", []):
         for row in bench["results"]:
-            if row["test"] != "decode":
+            if row["test"] != "decode" or bench.get("async_scheduling", True) != launched_ahead:
                 continue
             bandwidth, peak = row["limit_bytes_per_second"], results.get("matrix_flops_per_second")
             bound = decode_seconds_min(row["step_weight_bytes"], row["step_kv_bytes"], row["step_flops"] - row["step_attention_flops"],
@@ -107,6 +109,9 @@ def goal_rows(results):
     paging = paging_cost(results.get("attention", []))
     rows.append(["decode attention, pages in any order against pages in a row, more time at most", f"≤ {percent(PAGING_GOAL)}",
                  "not measured" if paging is None else f"{100 * paging:.1f} %", "0 %" if paging is not None else "-"])
+    ratio = scheduling_ratio(results)
+    rows.append([f"{SCHEDULING[0]}, batch {SCHEDULING[1]}, context {kilo(SCHEDULING[2])}, time of a step: launched ahead / waited for", "-",
+                 number(ratio, 2), "-"])
     return rows
 
 
@@ -116,6 +121,12 @@ def paging_cost(attention):
     any_order = {key(row): row["seconds"] for row in attention if row.get("pages") == "shuffled"}
     costs = [any_order[key(row)] / row["seconds"] - 1 for row in attention if row.get("pages") == "in order" and key(row) in any_order]
     return max(costs, default=None)
+
+
+def scheduling_ratio(results):
+    shape, batch, context = SCHEDULING
+    ahead, waited = (find(decode_rows(results, mode), shape, 0, context, batch) for mode in (True, False))
+    return waited["rate"] / ahead["rate"] if ahead and waited else None
 
 
 def best_prefill(results):
@@ -174,9 +185,11 @@ def gemm_table(results):
 def other_peers(results):
     rows = []
     for r in results.get("peers", []):
-        if r.get("peer") == "sdpa":
-            rows.append([f"SDPA decode, {r['kv_heads']} KV heads, context {kilo(r['context_tokens'])}, batch {r['batch']}",
+        if r.get("peer") in DECODE_PEERS:
+            rows.append([f"{DECODE_PEERS[r['peer']]} decode, {r['kv_heads']} KV heads, context {kilo(r['context_tokens'])}, batch {r['batch']}",
                          f"{r['seconds'] * 1e6:,.0f} µs", f"{percent(share_of(r))} of the copy bandwidth"])
+        elif r.get("peer") == "flashinfer is not there":
+            rows.append(["FlashInfer decode", "not installed", ""])
         elif r.get("peer") == "transformers":
             rows.append([f"transformers, {r['shape']}, batch {r['batch']}, context {kilo(r['context_tokens'])}", f"{r['tokens_per_second']:,.0f} tokens/s", ""])
     return table(["peer, same run", "", ""], rows) if rows else ""

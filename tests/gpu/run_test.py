@@ -119,22 +119,30 @@ def synthetic(kv_heads, batch, depth, seconds, fill):
                          "limit_bytes_per_second": 1e12}]}
 
 
+def waited_for(bench):
+    return {**bench, "shape": "llama-3.2-1b", "async_scheduling": False}
+
+
 def tables_show_what_was_found():
     nothing = results.markdown(None)
     check("without results nothing is measured", nothing.count("not measured") >= 12)
     found = {"device": {"name": "Test 9"}, "date": "2000-01-01", "matrix_flops_per_second": 1e14, "copy_bytes_per_second": 1e12,
-             "bench": [synthetic(8, 64, 8175, 0.1, 1e9), synthetic(8, 78, 8175, 0.125, 1e9), synthetic(0, 1, 1024, 0.02, 1e9)],
+             "bench": [synthetic(8, 64, 8175, 0.1, 1e9), synthetic(8, 78, 8175, 0.125, 1e9), synthetic(0, 1, 1024, 0.02, 1e9),
+                      {**synthetic(0, 1, 1024, 0.003, 1e9), "shape": "llama-3.2-1b"}, waited_for(synthetic(0, 1, 1024, 0.004, 1e9))],
              "attention": [{"kv_heads": 8, "context_tokens": 8192, "batch": 16, "page_tokens": 16, "pages": "shuffled", "kv_bytes": 5e8,
                             "seconds": 1e-3, "copy_bytes_per_second": 1e12},
                            {"kv_heads": 8, "context_tokens": 8192, "batch": 16, "page_tokens": 16, "pages": "in order", "kv_bytes": 5e8,
                             "seconds": 0.8e-3, "copy_bytes_per_second": 1e12},
                            {"kv_heads": 8, "context_tokens": 131072, "batch": 64, "page_tokens": 16, "does_not_fit": True}],
              "gemm": [{"outputs": 48, "inputs": 64, "rows": 1, "bytes": 1e6, "flops": 1e6, "seconds": 1e-5, "copy_bytes_per_second": 1e12}],
-             "peers": [{"peer": "linear", "outputs": 48, "inputs": 64, "rows": 1, "seconds": 2e-5, "same_bits_as_all_rows": False}],
+             "peers": [{"peer": "flashinfer", "kv_heads": 8, "context_tokens": 8192, "batch": 16, "kv_bytes": 5e8, "seconds": 2e-3, "copy_bytes_per_second": 1e12},
+                       {"peer": "flashinfer is not there", "why": "x"}, {"peer": "linear", "outputs": 48, "inputs": 64, "rows": 1, "seconds": 2e-5, "same_bits_as_all_rows": False}],
              "phases": {"x": {"status": "ok"}, "y": {"status": "no time left"}}}
     text = results.markdown(found)
     for what in ("| llama-3-8b, batch 64, context 8K, tokens/s | ≥ 2,700 | 640 |", "| llama-3-8b, batch 1, context 1K, tokens/s | ≥ 240 | 50 |",
+                 "| llama-3.2-1b, batch 1, context 1K, tokens/s | ≥ 1,200 | 333 |", "launched ahead / waited for | - | 0.75 | - |",
                  "the least | ≥ 85 % | 50 % | 100 % |", "more time at most | ≤ 1 % | 25.0 % | 0 % |", "1,000 µs, 50 %", "does not fit", "y (no time left)", "| 48 × 64 | 1 | 10.0 | 10 % |", "| no |",
+                 "| FlashInfer decode, 8 KV heads, context 8K, batch 16 | 2,000 µs | 25 % of the copy bandwidth |", "| FlashInfer decode | not installed |",
                  # (0.95 · 100 GB − 16 GB) / (8192 · 131072 B) = 73.6
                  "| GQA, 8 | 73 | 78 | 624 |", "| MQA, 1 | not measured |"):
         check(f"the tables have {what}", what in text)
