@@ -208,6 +208,6 @@ struct CpuBackendOptions {
   bool bf16_activations = false;
 };
 std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options);
-bool cpu_multiplies_bf16();  // AVX-512 BF16
+bool cpu_multiplies_bf16();  // AVX-512 BF16 and VBMI
 
 }  // namespace headroom

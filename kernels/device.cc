@@ -39,7 +39,7 @@ const std::vector<std::string>& activation_names() {
 ChosenBackend choose_backend(const DeviceOptions& options) {
   const auto cpu = [&](std::string reason) {
     const bool has_bf16 = cpu_multiplies_bf16();
-    if (options.activations == "bf16" && !has_bf16) throw std::runtime_error("--activations bf16: this CPU has no AVX-512 BF16; use fp32");
+    if (options.activations == "bf16" && !has_bf16) throw std::runtime_error("--activations bf16: this CPU has no AVX-512 BF16 and VBMI; use fp32");
     const bool bf16 = options.activations != "fp32" && has_bf16;
     return ChosenBackend{make_cpu_backend({.threads = options.threads, .bf16_activations = bf16}), "cpu", std::move(reason)};
   };

@@ -15,8 +15,7 @@ class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuBackendOptions& options)
       : pool_(options.threads > 0 ? options.threads : usable_physical_cores()),
-        in_pairs_(options.bf16_activations),
-        attends_in_pairs_(options.bf16_activations && cpu::attends_in_bf16_pairs()) {
+        in_pairs_(options.bf16_activations) {
     CHECK(!in_pairs_ || cpu_multiplies_bf16());
   }
 
@@ -72,7 +71,7 @@ class CpuBackend final : public Backend {
   void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
                        const AttentionParams& params) override {
     check_paged_attention(out, qkv, layer, batch, params);
-    cpu::paged_attention(pool_, attention_scratch_, out, qkv, layer, batch, params, attends_in_pairs_);
+    cpu::paged_attention(pool_, attention_scratch_, out, qkv, layer, batch, params, in_pairs_);
   }
   void silu_mul(Matrix out, Matrix gate_up) override {
     check_silu_mul(out, gate_up);
@@ -88,8 +87,7 @@ class CpuBackend final : public Backend {
   static const PackedWeight& packed(const Weight& weight) { return static_cast<const PackedWeight&>(weight); }
 
   ThreadPool pool_;
-  const bool in_pairs_;  // weights, where their type allows
-  const bool attends_in_pairs_;
+  const bool in_pairs_;  // weights and attention, where their types allow
   CpuMemoryPieces weight_memory_;
   cpu::Scratch gemm_scratch_;
   cpu::AttentionScratch attention_scratch_;

@@ -12,19 +12,19 @@ void copy_row(float* out, const PackedWeight& table, int32_t token, const ToF32&
 }
 
 void copy_quantized_row(float* out, const PackedWeight& table, int32_t token) {
-  const int64_t row = token % kPanelRows, together = table.in_pairs() ? 2 : 1;
+  const int64_t row = token % kPanelRows;
   const std::byte* group = table.panel(token / kPanelRows);
   for (int64_t k = 0; k < table.cols(); ++k) {
     if (k > 0 && k % kQuantGroup == 0) group += panel_group_bytes(table.dtype());
     const float scale = f16_to_f32(reinterpret_cast<const uint16_t*>(group)[row]);
-    const auto* elements = reinterpret_cast<const int8_t*>(group + kPanelScaleBytes);
-    const int64_t in_group = k % kQuantGroup, step = in_group / together * together;
+    const auto [at, shift] = quant_place(table.dtype(), table.in_pairs(), row, k % kQuantGroup);
+    const auto byte = static_cast<int8_t>(group[kPanelScaleBytes + at]);
     if (table.dtype() == DType::kI8) {
-      out[k] = scale * elements[step * kPanelRows + row * together + in_group % together];
-      continue;
+      out[k] = scale * byte;
+    } else {
+      const int bits = byte >> shift & 15;
+      out[k] = scale * static_cast<float>(table.in_pairs() ? bits - kInt4PairsZero : (bits ^ 8) - 8);
     }
-    const int8_t byte = elements[step * kPanelRows / 2 + row % 16 * together + in_group % together];
-    out[k] = scale * static_cast<float>(row < 16 ? static_cast<int8_t>(byte << 4) >> 4 : byte >> 4);
   }
 }
 

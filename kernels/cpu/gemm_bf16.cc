@@ -1,6 +1,7 @@
-// out = x · weightᵀ + bias where the CPU multiplies pairs of bf16 (AVX-512 BF16: Zen 4, Cooper Lake and later), at twice the rate of
-// fp32. x is rounded to bf16; weights are bf16, or whole numbers that bf16 holds exactly, whose scale is applied to the sum of
-// their group. Sums are fp32.
+// out = x · weightᵀ + bias where the CPU multiplies pairs of bf16 (AVX-512 BF16, and VBMI for int8: Zen 4, Sapphire Rapids and later), at twice
+// the rate of fp32. x is rounded to bf16; weights are bf16, or whole numbers that bf16 holds exactly, whose scale is applied to the sum of
+// their group. Sums are fp32. A nibble of int4 becomes bf16 by a shift and 16's exponent, which makes it 24 more than it stands for, so the sum of
+// a group starts at −24 · Σ x.
 //
 // Bits: an output is one chain over the pairs of k ascending, the same instruction whatever the number of rows; of quantised weights
 // a chain for each group, and one over the groups. Few rows read the panels once, straight from memory; for many a quantised
@@ -12,7 +13,7 @@
 
 #include <utility>
 
-#define HEADROOM_BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#define HEADROOM_BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi")))
 #if defined(__clang__)
 #define HEADROOM_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -33,45 +34,69 @@ struct Pair {
   __m512bh rows[kVectors];
 };
 
-// Pairs of a panel as they are stored.
+HEADROOM_BF16_TARGET inline void prefetch_panel(const std::byte* at) { _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0); }
+
+// Pairs of a panel as they are stored: kPairs of them in kBytes.
 template <DType type>
 struct StoredPairs {
-  static constexpr int64_t kBytes = kPanelRows * 4;  // of a pair of all rows
-  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
-    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes + 64, _MM_HINT_T0);
-    return {{(__m512bh)_mm512_loadu_si512(at), (__m512bh)_mm512_loadu_si512(at + 64)}};
+  static constexpr int kPairs = 1;
+  static constexpr int64_t kBytes = kPanelRows * 4;
+  HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
+    prefetch_panel(at);
+    prefetch_panel(at + 64);
+    pairs[0] = {{(__m512bh)_mm512_loadu_si512(at), (__m512bh)_mm512_loadu_si512(at + 64)}};
   }
 };
+
+// The bytes of the bf16 of an int8, by its low seven bits: of 0 … 127, then of -128 … -1.
+struct Bf16OfInt8 {
+  alignas(64) uint8_t low[256];
+  alignas(64) uint8_t high[256];
+};
+constexpr Bf16OfInt8 kBf16OfInt8 = [] {
+  Bf16OfInt8 table{};
+  for (int i = 0; i < 256; ++i) {
+    const uint16_t bits = f32_to_bf16(static_cast<float>(i < 128 ? i : i - 256));
+    table.low[i] = static_cast<uint8_t>(bits);
+    table.high[i] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}();
+
 template <>
 struct StoredPairs<DType::kI8> {
+  static constexpr int kPairs = 1;
   static constexpr int64_t kBytes = kPanelRows * 2;
-  HEADROOM_BF16_TARGET static inline __m512bh widen(const std::byte* at) {
-    const auto* quants = reinterpret_cast<const __m128i*>(at);
-    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(quants)));
-    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(quants + 1)));
-    return _mm512_cvtne2ps_pbh(high, low);
+  HEADROOM_BF16_TARGET static inline __m512i looked_up(const uint8_t (&table)[256], __m512i quants, __mmask64 negative) {
+    const __m512i above = _mm512_permutex2var_epi8(_mm512_load_si512(table), quants, _mm512_load_si512(table + 64));
+    const __m512i below = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), quants, _mm512_load_si512(table + 192));
+    return _mm512_mask_blend_epi8(negative, above, below);
   }
-  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
-    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
-    return {{widen(at), widen(at + 32)}};
+  HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
+    prefetch_panel(at);
+    const __m512i quants = _mm512_loadu_si512(at);
+    const __mmask64 negative = _mm512_movepi8_mask(quants);
+    const __m512i low = looked_up(kBf16OfInt8.low, quants, negative), high = looked_up(kBf16OfInt8.high, quants, negative);
+    pairs[0] = {{(__m512bh)_mm512_unpacklo_epi8(low, high), (__m512bh)_mm512_unpackhi_epi8(low, high)}};
   }
 };
 template <>
 struct StoredPairs<DType::kI4> {
-  static constexpr int64_t kBytes = kPanelRows;
-  HEADROOM_BF16_TARGET static inline Pair load(const std::byte* at) {
-    // The bf16 of a half byte, by a permutation that reads five bits of an index: the fifth belongs to another half, so all stand twice.
-    const __m512i once = _mm512_castsi256_si512(_mm256_setr_epi16(
-        0x0000, 0x3F80, 0x4000, 0x4040, static_cast<short>(0x4080), 0x40A0, 0x40C0, 0x40E0, static_cast<short>(0xC100), static_cast<short>(0xC0E0),
-        static_cast<short>(0xC0C0), static_cast<short>(0xC0A0), static_cast<short>(0xC080), static_cast<short>(0xC040), static_cast<short>(0xC000),
-        static_cast<short>(0xBF80)));
-    const __m512i values = _mm512_inserti64x4(once, _mm512_castsi512_si256(once), 1);
-    _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
-    const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-    return {{(__m512bh)_mm512_permutexvar_epi16(bytes, values), (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), values)}};
+  static constexpr int kPairs = 2;
+  static constexpr int64_t kBytes = kPanelRows * 2;
+  // (at_bit_3 & 15 · 8) | bf16 of 16: 16 + nibble
+  HEADROOM_BF16_TARGET static inline __m512bh widened(__m512i at_bit_3) {
+    return (__m512bh)_mm512_ternarylogic_epi32(at_bit_3, _mm512_set1_epi16(0x78), _mm512_set1_epi16(0x4180), 0xEA);
+  }
+  HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
+    prefetch_panel(at);
+    const __m512i nibbles = _mm512_loadu_si512(at);
+    pairs[0] = {{widened(_mm512_slli_epi16(nibbles, 3)), widened(_mm512_srli_epi16(nibbles, 1))}};
+    pairs[1] = {{widened(_mm512_srli_epi16(nibbles, 5)), widened(_mm512_srli_epi16(nibbles, 9))}};
   }
 };
+// What the widened weights of a type are more than they stand for.
+constexpr float excess(DType type) { return type == DType::kI4 ? 16.0f + kInt4PairsZero : 0.0f; }
 
 // What a tile of rows is multiplied into.
 struct Output {
@@ -84,13 +109,18 @@ struct Output {
 // sums[r] += pairs of x · pairs of the panel.
 template <class Pairs, int kRows>
 HEADROOM_BF16_TARGET inline void add_pairs(__m512 (&sums)[kRows][kVectors], const uint32_t* x, const std::byte* pairs, int64_t count) {
-  for (int64_t i = 0; i < count; ++i, x += kRows, pairs += Pairs::kBytes) {
-    const Pair w = Pairs::load(pairs);
+  for (int64_t i = 0; i < count; i += Pairs::kPairs, pairs += Pairs::kBytes) {
+    Pair w[Pairs::kPairs];
+    Pairs::load(pairs, w);
     HEADROOM_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r]));
+    for (int p = 0; p < Pairs::kPairs; ++p, x += kRows) {
+      if (p > 0 && i + p >= count) break;
       HEADROOM_UNROLL
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, w.rows[v]);
+      for (int r = 0; r < kRows; ++r) {
+        const __m512bh both = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r]));
+        HEADROOM_UNROLL
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, w[p].rows[v]);
+      }
     }
   }
 }
@@ -101,6 +131,16 @@ HEADROOM_BF16_TARGET inline void clear(__m512 (&sums)[kRows][kVectors]) {
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
     for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  }
+}
+
+// The same for a group of weights widened in excess, of whose x the sum is known.
+template <int kRows>
+HEADROOM_BF16_TARGET inline void clear_less(__m512 (&sums)[kRows][kVectors], float excess, const float* x_sums) {
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_set1_ps(-excess * x_sums[r]);
   }
 }
 
@@ -119,19 +159,29 @@ HEADROOM_BF16_TARGET inline void store(const Output& out, const __m512 (&sums)[k
   }
 }
 
-// A tile of rows, x as [K/2][kRows] pairs, times a panel whose scales and quants, or whose bf16, `Groups` finds.
+// A tile of x.
+struct PackedRows {
+  const uint32_t* pairs;  // [K/2][rows]
+  const float* sums;      // [K/kQuantGroup][rows], of what is rounded, where the weights are widened in excess
+};
+
+// A tile of rows times a panel whose scales and quants, or whose bf16, `Groups` finds.
 template <class Groups, int kRows>
-HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const uint32_t* x, const Groups& groups) {
+HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const PackedRows& x, const Groups& groups) {
   __m512 sums[kRows][kVectors];
   clear<kRows>(sums);
   if constexpr (!Groups::kHasScales) {
-    add_pairs<typename Groups::Pairs, kRows>(sums, x, groups.pairs(0), groups.pairs_in_all);
+    add_pairs<typename Groups::Pairs, kRows>(sums, x.pairs, groups.pairs(0), groups.pairs_in_all);
   } else {
     alignas(64) float total[kRows][kPanelRows] = {};
     for (int64_t g = 0; g < groups.count(); ++g) {
       const int64_t count = std::min<int64_t>(kQuantGroup / 2, groups.pairs_in_all - g * (kQuantGroup / 2));
-      clear<kRows>(sums);
-      add_pairs<typename Groups::Pairs, kRows>(sums, x + g * (kQuantGroup / 2) * kRows, groups.pairs(g), count);
+      if constexpr (Groups::kExcess != 0) {
+        clear_less<kRows>(sums, Groups::kExcess, x.sums + g * kRows);
+      } else {
+        clear<kRows>(sums);
+      }
+      add_pairs<typename Groups::Pairs, kRows>(sums, x.pairs + g * (kQuantGroup / 2) * kRows, groups.pairs(g), count);
       HEADROOM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups.scales(g)) + v));
@@ -156,6 +206,7 @@ template <DType type>
 struct StoredGroups {
   using Pairs = StoredPairs<type>;
   static constexpr bool kHasScales = is_quantized(type);
+  static constexpr float kExcess = excess(type);
   const std::byte* panel;
   int64_t pairs_in_all;
 
@@ -169,6 +220,7 @@ template <DType type>
 struct WidenedGroups {
   using Pairs = StoredPairs<DType::kBF16>;
   static constexpr bool kHasScales = true;
+  static constexpr float kExcess = excess(type);
   StoredGroups<type> stored;
   const std::byte* widened;
   int64_t pairs_in_all;
@@ -184,18 +236,22 @@ HEADROOM_BF16_TARGET WidenedGroups<type> widen(const StoredGroups<type>& stored,
   std::byte* at = to;
   for (int64_t g = 0; g < stored.count(); ++g) {
     const std::byte* from = stored.pairs(g);
-    for (int64_t i = 0; i < kQuantGroup / 2; ++i, from += Pairs::kBytes, at += StoredPairs<DType::kBF16>::kBytes) {
-      const Pair pair = Pairs::load(from);
-      _mm512_storeu_si512(at, (__m512i)pair.rows[0]);
-      _mm512_storeu_si512(at + 64, (__m512i)pair.rows[1]);
+    for (int64_t i = 0; i < kQuantGroup / 2; i += Pairs::kPairs, from += Pairs::kBytes) {
+      Pair pairs[Pairs::kPairs];
+      Pairs::load(from, pairs);
+      for (const Pair& pair : pairs) {
+        _mm512_storeu_si512(at, (__m512i)pair.rows[0]);
+        _mm512_storeu_si512(at + 64, (__m512i)pair.rows[1]);
+        at += StoredPairs<DType::kBF16>::kBytes;
+      }
     }
   }
   return {stored, to, stored.pairs_in_all};
 }
 
 template <class Groups, int... kRows>
-void multiply_rows(const Output& out, const uint32_t* x, const Groups& groups, int64_t rows, std::integer_sequence<int, kRows...>) {
-  using Multiply = void (*)(const Output&, const uint32_t*, const Groups&);
+void multiply_rows(const Output& out, const PackedRows& x, const Groups& groups, int64_t rows, std::integer_sequence<int, kRows...>) {
+  using Multiply = void (*)(const Output&, const PackedRows&, const Groups&);
   static constexpr Multiply kByRows[] = {multiply_tile<Groups, kRows + 1>...};
   kByRows[rows - 1](out, x, groups);
 }
@@ -204,9 +260,18 @@ int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 // Tiles of nearly equal height.
 int64_t tile_begin(int64_t rows, int64_t i) { return rows * i / tiles_of(rows); }
 
-// Tiles [first, last) of x as [tile][K/2][rows of the tile] pairs of bf16; behind an odd K there is a zero.
-HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, Matrix x, int64_t first, int64_t last) {
-  const int64_t pairs = (x.cols + 1) / 2;
+// Σ of 32 bf16.
+HEADROOM_BF16_TARGET inline float sum_of_pairs(__m512i pairs) {
+  const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+  return _mm512_reduce_add_ps(_mm512_add_ps(first, second));
+}
+
+// Tiles [first, last) of x as [tile][K/2][rows of the tile] pairs of bf16; behind an odd K there is a zero. `sums`, unless null: Σ of each group of
+// a row, [tile][K/kQuantGroup][rows of the tile].
+HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, float* sums, Matrix x, int64_t first, int64_t last) {
+  static_assert(kQuantGroup == 2 * kLanes);
+  const int64_t pairs = (x.cols + 1) / 2, groups = (x.cols + kQuantGroup - 1) / kQuantGroup;
   for (int64_t i = first; i < last; ++i) {
     const int64_t begin = tile_begin(x.rows, i), rows = tile_begin(x.rows, i + 1) - begin;
     uint32_t* to = packed + begin * pairs;
@@ -218,7 +283,9 @@ HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, Matrix x, int64_t first, i
         const auto mask = [](int64_t count) { return static_cast<__mmask16>(count >= kLanes ? 0xFFFF : (1 << std::max<int64_t>(count, 0)) - 1); };
         const __m512 low = _mm512_maskz_loadu_ps(mask(left), from + 2 * k);
         const __m512 high = _mm512_maskz_loadu_ps(mask(left - kLanes), from + 2 * k + kLanes);
-        _mm512_store_si512(rounded, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        const auto both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        _mm512_store_si512(rounded, both);
+        if (sums != nullptr) sums[begin * groups + k / kLanes * rows + r] = sum_of_pairs(both);
         const int64_t count = std::min<int64_t>(kLanes, pairs - k);
         for (int64_t j = 0; j < count; ++j) to[(k + j) * rows + r] = rounded[j];
       }
@@ -227,9 +294,9 @@ HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, Matrix x, int64_t first, i
 }
 
 template <DType type>
-void multiply_panels(Matrix out, const uint32_t* packed, const PackedWeight& weight, const float* bias, std::byte* widened, int64_t first,
+void multiply_panels(Matrix out, const PackedRows& packed, const PackedWeight& weight, const float* bias, std::byte* widened, int64_t first,
                      int64_t last) {
-  const int64_t pairs = (weight.cols() + 1) / 2, tiles = tiles_of(out.rows);
+  const int64_t pairs = (weight.cols() + 1) / 2, groups_of_row = (weight.cols() + kQuantGroup - 1) / kQuantGroup, tiles = tiles_of(out.rows);
   for (int64_t p = first; p < last; ++p) {
     const int64_t n = p * kPanelRows;
     const StoredGroups<type> stored{weight.panel(p), pairs};
@@ -237,7 +304,8 @@ void multiply_panels(Matrix out, const uint32_t* packed, const PackedWeight& wei
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t begin = tile_begin(out.rows, i), rows = tile_begin(out.rows, i + 1) - begin;
         const Output to{out.row(begin) + n, out.stride, bias == nullptr ? nullptr : bias + n, std::min(kPanelRows, weight.rows() - n)};
-        multiply_rows(to, packed + begin * pairs, groups, rows, std::make_integer_sequence<int, kTileRows>());
+        const PackedRows tile{packed.pairs + begin * pairs, packed.sums + begin * groups_of_row};
+        multiply_rows(to, tile, groups, rows, std::make_integer_sequence<int, kTileRows>());
       }
     };
     if constexpr (is_quantized(type)) {
@@ -259,20 +327,23 @@ void gemm_of_type(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, cons
     const Matrix x_block(x.row(first), rows, x.cols, x.stride);
     const Matrix out_block(out.row(first), rows, out.cols, out.stride);
     const int64_t packed_floats = (rows * pairs + kLanes - 1) / kLanes * kLanes;
-    float* memory = scratch.reserve(static_cast<size_t>(packed_floats + pool.threads() * widened_floats));
+    const int64_t sums_floats = (rows * (x.cols + kQuantGroup - 1) / kQuantGroup + rows + kLanes - 1) / kLanes * kLanes;
+    float* memory = scratch.reserve(static_cast<size_t>(packed_floats + sums_floats + pool.threads() * widened_floats));
     auto* packed = reinterpret_cast<uint32_t*>(memory);
-    auto* widened = reinterpret_cast<std::byte*>(memory + packed_floats);
+    float* sums = memory + packed_floats;
+    auto* widened = reinterpret_cast<std::byte*>(sums + sums_floats);
     pool.for_range(tiles_of(rows), std::max<int64_t>(1, rows_per_worker(x.cols) / kTileRows),
-                   [&](int64_t begin, int64_t end) { pack_rows(packed, x_block, begin, end); });
+                   [&](int64_t begin, int64_t end) { pack_rows(packed, excess(type) != 0 ? sums : nullptr, x_block, begin, end); });
     pool.for_shared(weight.panels(), 1, [&](int worker, int64_t begin, int64_t end) {
-      multiply_panels<type>(out_block, packed, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end);
+      multiply_panels<type>(out_block, {packed, sums}, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end);
     });
   }
 }
 
 }  // namespace
 
-bool multiplies_bf16_pairs() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16"); }
+bool multiplies_bf16_pairs() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") &&
+                                       __builtin_cpu_supports("avx512vbmi"); }
 
 void gemm_bf16(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, const PackedWeight& weight, Vector bias) {
   const float* bias_data = bias.empty() ? nullptr : bias.data();

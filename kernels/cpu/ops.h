@@ -47,10 +47,9 @@ void rope_table(ThreadPool& pool, Matrix out, std::span<const int32_t> positions
                 float factor);
 void rope_kv_write(ThreadPool& pool, Matrix qkv, const KvLayer& layer, const BatchView& batch,
                    const RopeKvParams& params);
-// `in_pairs`: over pages of bf16 and int8, queries and softmax weights are rounded to bf16. REQUIRES: attends_in_bf16_pairs().
+// `in_pairs`: over pages of bf16 and int8, queries and softmax weights are rounded to bf16. REQUIRES: such a CPU.
 void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Matrix qkv, const KvLayer& layer,
                      const BatchView& batch, const AttentionParams& params, bool in_pairs);
-bool attends_in_bf16_pairs();
 void silu_mul(ThreadPool& pool, Matrix out, Matrix gate_up);
 void gather_rows(ThreadPool& pool, Matrix out, Matrix x, std::span<const int32_t> rows);
 

@@ -79,9 +79,9 @@ void interleave_pairs(std::byte* panel, std::span<const Row> rows, int64_t cols)
   for (size_t r = 0; r < rows.size(); ++r) last[2 * r] = load_unaligned<uint16_t>(rows[r].data, cols - 1);
 }
 
-// The same for quantised rows, group by group. kTogether: columns of a row that are neighbours in the panel.
-template <int64_t kTogether>
-void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols, DType dtype) {
+// The same for quantised rows, group by group.
+template <DType dtype, bool in_pairs>
+void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols) {
   const size_t group_bytes = dtype == DType::kI8 ? kInt8GroupBytes : kInt4GroupBytes;
   for (int64_t g = 0; g < (cols + kQuantGroup - 1) / kQuantGroup; ++g, panel += panel_group_bytes(dtype)) {
     std::byte* elements = panel + kPanelScaleBytes;
@@ -89,13 +89,13 @@ void interleave_groups(std::byte* panel, std::span<const Row> rows, int64_t cols
       const std::byte* group = rows[r].data + static_cast<size_t>(g) * group_bytes;
       std::memcpy(panel + 2 * r, group, 2);
       for (int64_t k = 0; k < kQuantGroup; ++k) {
-        const int64_t step = k / kTogether * kTogether, row = static_cast<int64_t>(r);
-        if (dtype == DType::kI8) {
-          elements[step * kPanelRows + row * kTogether + k % kTogether] = static_cast<std::byte>(int8_group_element(group, k));
-          continue;
+        const auto [byte, shift] = quant_place(dtype, in_pairs, static_cast<int64_t>(r), k);
+        if constexpr (dtype == DType::kI8) {
+          elements[byte] = static_cast<std::byte>(int8_group_element(group, k));
+        } else {
+          const auto bits = static_cast<uint32_t>(int4_group_element(group, k) + (in_pairs ? kInt4PairsZero : 0)) & 15u;
+          elements[byte] |= static_cast<std::byte>(bits << shift);
         }
-        const auto half = static_cast<uint32_t>(int4_group_element(group, k)) & 15u;
-        elements[step * kPanelRows / 2 + row % 16 * kTogether + k % kTogether] |= static_cast<std::byte>(half << (row / 16 * 4));
       }
     }
   }
@@ -130,7 +130,9 @@ void PackedWeight::pack_panel(std::span<const HostWeight> parts, int64_t p) {
       for (int64_t k = 0; k < cols_; ++k) to[k * kPanelRows + r] = load_as_f32(rows[r].data, rows[r].dtype, k);
     }
   } else if (is_quantized(dtype_)) {
-    (in_pairs_ ? interleave_groups<2> : interleave_groups<1>)(panel, used, cols_, dtype_);
+    const bool wide = dtype_ == DType::kI8;
+    (wide ? in_pairs_ ? interleave_groups<DType::kI8, true> : interleave_groups<DType::kI8, false>
+          : in_pairs_ ? interleave_groups<DType::kI4, true> : interleave_groups<DType::kI4, false>)(panel, used, cols_);
   } else if (in_pairs_) {
     interleave_pairs(panel, used, cols_);
   } else if (dtype_ == DType::kF32) {

@@ -5,8 +5,10 @@
 // Quantised: [N / kPanelRows][K / kQuantGroup] groups of the rows' fp16 scales, then their elements: int8 [kQuantGroup][kPanelRows];
 // int4 [kQuantGroup][kPanelRows / 2], where byte i has row i in its low half and row i + 16 in its high half, as two's complement.
 //
-// In pairs, for CPUs that multiply two bf16 at once: two k of a row are neighbours. bf16 [K / 2][kPanelRows][2], behind an odd K a zero; the
-// elements of a group int8 [kQuantGroup / 2][kPanelRows][2], int4 [kQuantGroup / 2][kPanelRows / 2][2] bytes with rows i and i + 16 as above.
+// In pairs, for CPUs that multiply two bf16 at once: two k of a row are neighbours. bf16 [K / 2][kPanelRows][2], behind an odd K a zero. The
+// elements of a group lie as they are widened without being moved: int8 [kQuantGroup / 2][4][2][4][2], of row 16 b + 4 a + c at [k / 2][a][b][c][k % 2];
+// int4 [kQuantGroup / 4][16][2] words of 16 bits, that at [k / 4][row % 16][k % 2] with the element in bits 4 s … 4 s + 3, s = k / 2 % 2 * 2 + row / 16,
+// less kInt4PairsZero.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +27,23 @@ constexpr int64_t kPanelScaleBytes = kPanelRows * 2;  // of a group
 // One group of a panel of kI8 or kI4.
 constexpr size_t panel_group_bytes(DType dtype) {
   return static_cast<size_t>(kPanelScaleBytes + kQuantGroup * kPanelRows / (dtype == DType::kI8 ? 1 : 2));
+}
+
+constexpr int kInt4PairsZero = 8;
+
+// Where a group of a panel has an element: in bits [shift, shift + 8 or 4) of a byte behind the scales.
+struct QuantPlace {
+  int64_t byte;
+  int shift;
+};
+constexpr QuantPlace quant_place(DType dtype, bool in_pairs, int64_t row, int64_t k) {
+  const int64_t lane = row % 16, half = row / 16;
+  if (dtype == DType::kI8) {
+    if (!in_pairs) return {k * kPanelRows + row, 0};
+    return {k / 2 * 2 * kPanelRows + lane / 4 * 16 + half * 8 + lane % 4 * 2 + k % 2, 0};
+  }
+  if (!in_pairs) return {k * kPanelRows / 2 + lane, static_cast<int>(half * 4)};
+  return {k / 4 * 2 * kPanelRows + lane * 4 + k % 2 * 2 + k / 2 % 2, static_cast<int>(half * 4)};
 }
 
 class PackedWeight final : public Weight {

@@ -392,12 +392,6 @@ HWY_EXPORT(load_queries_any);
 HWY_EXPORT(store_rows);
 
 namespace cpu {
-#if defined(__x86_64__)
-bool attends_in_bf16_pairs() { return multiplies_bf16_pairs() && __builtin_cpu_supports("avx512vbmi"); }
-#else
-bool attends_in_bf16_pairs() { return false; }
-#endif
-
 namespace {
 
 struct SplitRange {

@@ -120,6 +120,44 @@ TEST(Gemm, QuantizedWeightsGiveTheBitsOfTheirValuesInFp32) {
   }
 }
 
+// A checkpoint may hold any code, -128 too. An input of one 1 picks a column out.
+TEST_P(GemmOf, EveryCodeCountsAsWhatItStandsFor) {
+  const auto backend = make(1);
+  for (const DType type : {DType::kI8, DType::kI4}) {
+    const int codes = type == DType::kI8 ? 256 : 16;
+    const int64_t outputs = codes, inputs = 40;  // a group and a part of one
+    const size_t row_bytes = weight_row_bytes(type, inputs), group_bytes = type == DType::kI8 ? kInt8GroupBytes : kInt4GroupBytes;
+    std::vector<std::byte> stored(static_cast<size_t>(outputs) * row_bytes);
+    const auto code = [&](int64_t n, int64_t k) { return static_cast<int>((n + 5 * k) % codes) - codes / 2; };
+    for (int64_t n = 0; n < outputs; ++n) {
+      for (int64_t g = 0; g < 2; ++g) {
+        std::byte* group = stored.data() + static_cast<size_t>(n) * row_bytes + static_cast<size_t>(g) * group_bytes;
+        const uint16_t one = 0x3C00;  // fp16
+        std::memcpy(group, &one, 2);
+        for (int64_t i = 0; i < 32; ++i) {
+          const int value = code(n, g * 32 + i);
+          if (type == DType::kI8) group[2 + i] = static_cast<std::byte>(value);
+          if (type == DType::kI4) group[2 + i % 16] |= static_cast<std::byte>((value + 8) << (i / 16 * 4));
+        }
+      }
+    }
+    const HostWeight part{.data = stored.data(), .dtype = type, .rows = outputs, .cols = inputs};
+    const auto weight = backend->load_weight({&part, 1});
+    for (const int64_t rows : {int64_t{1}, inputs}) {  // as it is stored, and widened for many rows
+      std::vector<float> x(static_cast<size_t>(rows * inputs));
+      for (int64_t k = 0; k < inputs; ++k) {
+        if (rows == 1) std::fill(x.begin(), x.end(), 0.0f);
+        x[static_cast<size_t>(rows == 1 ? k : k * inputs + k)] = 1.0f;
+        if (rows > 1 && k + 1 < inputs) continue;
+        const std::vector<float> out = run(*backend, *weight, x, rows, {});
+        for (int64_t t = 0; t < rows; ++t) {
+          for (int64_t n = 0; n < outputs; ++n) ASSERT_EQ(out[static_cast<size_t>(t * outputs + n)], code(n, rows == 1 ? k : t));
+        }
+      }
+    }
+  }
+}
+
 TEST_P(GemmOf, ARowHasTheSameBitsInEveryBatch) {
   for (const DType type : kAllTypes) {
     const Problem problem(512, 144, 300, type, true);
