@@ -27,7 +27,7 @@ constexpr size_t kReadBytes = 64 << 10;
 constexpr int kTickMilliseconds = 50;         // how late a deadline may be noticed, and accept() tried again after a failure
 constexpr double kDiscardSecondsMax = 2;      // for a peer to read why it was refused
 constexpr double kEarlySeconds = 0.2;         // a client is cut this much before its time is over, to be gone by then
-constexpr int kSendBufferBytes = 128 << 10;   // the kernel doubles it: what a client that never reads can hold
+constexpr int kSendBufferBytes = 64 << 10;    // the kernel doubles it: of the 256 KiB that a client who never reads may cost
 constexpr int kBacklog = 1024;
 
 double seconds_between(std::chrono::steady_clock::time_point a, std::chrono::steady_clock::time_point b) {

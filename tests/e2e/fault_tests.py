@@ -16,7 +16,7 @@ import time
 import unittest.mock
 
 from api_tests import GREEDY, PROMPT
-from harness import Server, in_threads, open_socket, raw_request
+from harness import Server, Skipped, in_threads, open_socket, raw_request
 from load_tests import PROMPTS
 
 KILLS = int(os.environ.get("HEADROOM_KILLS", "3"))  # 100 for a release
@@ -36,6 +36,8 @@ class WallClock:
 
     def __init__(self, binary):
         self.library = os.path.join(os.path.dirname(binary), "tests", "libwall_clock.so")
+        if not os.path.exists(self.library):
+            raise Skipped(f"{self.library} is not there: build the target wall_clock")
 
     def __enter__(self):
         self.file = tempfile.NamedTemporaryFile()

@@ -3,11 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <set>
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/model/safetensors.h"
+#include "engine/model/weights.h"
 #include "engine/transformer_runner.h"
+#include "tests/unit/checkpoint_writer.h"
 #include "tests/unit/drawing_backend.h"
 #include "tests/unit/faulty_backend.h"
 #include "tests/unit/tiny_llama.h"
@@ -20,15 +27,9 @@ using namespace std::chrono_literals;
 constexpr int kRequests = 8;
 constexpr int32_t kGeneratedTokens = 6;
 
-// `draws`: the device draws, and steps are planned ahead.
-std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan, bool draws) {
-  const ModelConfig config = TinyLlama{.head_dim = 8}.config();
-  auto inside = make_cpu_backend({.threads = 1});
-  if (draws) inside = std::make_unique<DrawingBackend>(std::move(inside), config.vocab_size);
-  auto backend = std::make_unique<FaultyBackend>(std::move(inside), plan);
+std::unique_ptr<Engine> engine_of(const ModelConfig& config, std::unique_ptr<Backend> backend, std::unique_ptr<ModelWeights> weights) {
   const KvShape shape = kv_shape(config, DType::kBF16, 16);
   constexpr int64_t kPages = 40;
-  auto weights = random_weights(config, DType::kBF16, 7, *backend);
   auto cache = std::make_unique<KvCache>(shape, kPages, *backend);
   auto transformer = std::make_unique<Transformer>(
       config, std::move(weights), *backend, TransformerOptions{.step_tokens_max = 64, .logits_rows_max = 8, .served_context_tokens = 256});
@@ -37,6 +38,16 @@ std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan, bool
                        .queue_requests_max = 8, .context_tokens_max = 256};
   return std::make_unique<Engine>(
       options, shape, std::make_unique<TransformerRunner>(std::move(backend), std::move(cache), std::move(transformer), 8), nullptr);
+}
+
+// `draws`: the device draws, and steps are planned ahead.
+std::unique_ptr<Engine> engine_with(const std::shared_ptr<FaultPlan>& plan, bool draws) {
+  const ModelConfig config = TinyLlama{.head_dim = 8}.config();
+  auto inside = make_cpu_backend({.threads = 1});
+  if (draws) inside = std::make_unique<DrawingBackend>(std::move(inside), config.vocab_size);
+  auto backend = std::make_unique<FaultyBackend>(std::move(inside), plan);
+  auto weights = random_weights(config, DType::kBF16, 7, *backend);
+  return engine_of(config, std::move(backend), std::move(weights));
 }
 
 GenerateRequest request(int i) {
@@ -199,6 +210,61 @@ TEST_P(BackendFaults, ADeviceThatDoesNotAnswerStandsStillAndThenNothingHasChange
 }
 
 INSTANTIATE_TEST_SUITE_P(Draws, BackendFaults, testing::Bool(), [](const auto& info) { return info.param ? "OnTheDevice" : "OnTheHost"; });
+
+// A model file in which the embedding of one token is no number: who sends that token gets an error, and nobody else sees it.
+TEST(BrokenWeights, FailTheRequestsThatTouchThemAlone) {
+  constexpr TokenId kBroken = 95;  // in no prompt of request()
+  constexpr size_t kFails = 3;
+  const std::filesystem::path source = std::string(HEADROOM_SOURCE_DIR) + "/tests/golden/models/llama3_gqa";
+  const auto engine_from = [](const std::filesystem::path& dir) {
+    const ModelConfig config = ModelConfig::load(dir);
+    auto backend = make_cpu_backend({.threads = 1});
+    auto weights = load_weights(dir, config, *backend);
+    return engine_of(config, std::move(backend), std::move(weights));
+  };
+  const auto run = [](Engine& engine, bool with_broken) {
+    std::vector<std::shared_ptr<TokenStream>> streams;
+    for (int i = 0; i < kRequests; ++i) {
+      GenerateRequest one = request(i);
+      if (with_broken && i == kFails) one.prompt[16] = kBroken;  // behind a whole page that stays as it was
+      auto submitted = engine.submit(std::move(one));
+      streams.push_back(std::get<std::shared_ptr<TokenStream>>(submitted));
+    }
+    std::vector<Answer> answers;
+    for (const auto& stream : streams) answers.push_back(collect(*stream));
+    return answers;
+  };
+  const std::vector<Answer> right = run(*engine_from(source), false);
+  for (const Answer& answer : right) ASSERT_EQ(std::ranges::count(answer.tokens, kBroken), 0);
+
+  const TestDirectory dir;
+  std::filesystem::copy(source, dir.path(), std::filesystem::copy_options::recursive);
+  const std::filesystem::path file = dir / "model.safetensors";
+  std::string bytes(std::filesystem::file_size(file), '\0');
+  std::ifstream(file, std::ios::binary).read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  const SafetensorsFile tensors(file);
+  const TensorInfo* embedding = tensors.find("model.embed_tokens.weight");
+  ASSERT_NE(embedding, nullptr);
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
+  const uint64_t row_bytes = embedding->bytes() / 96;
+  // All bits set: no number in any type.
+  bytes.replace(8 + header_bytes + embedding->begin + kBroken * row_bytes, row_bytes, row_bytes, '\xff');
+  write_file(file, bytes);
+
+  const auto engine = engine_from(dir.path());
+  for (int round = 0; round < 3; ++round) {  // what one round leaves in the cache is there for the next
+    const std::vector<Answer> answers = run(*engine, true);
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (i == kFails) {
+        EXPECT_EQ(answers[i].reason, FinishReason::error);
+      } else {
+        EXPECT_EQ(answers[i], right[i]) << "request " << i;
+      }
+    }
+    EXPECT_EQ(run(*engine, false), right);
+  }
+}
 
 }  // namespace
 }  // namespace headroom

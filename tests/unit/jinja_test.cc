@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <ctime>
 #include <fstream>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <variant>
 
 #include "engine/tokenizer/chat_template.h"
+#include "tests/unit/sanitizer_slowdown.h"
 
 namespace headroom {
 namespace {
@@ -92,13 +94,8 @@ TEST(Jinja, ClockIsAnArgument) {
 
 // ---- bounds ----
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kSecondsMax = 20;
-constexpr size_t kStackBytes = 8 << 20;
-#else
-constexpr double kSecondsMax = 2;  // of the thread's own
-constexpr size_t kStackBytes = 1 << 20;
-#endif
+constexpr double kSecondsMax = std::max(2.0, kSanitizerSlowdown);  // of the thread's own
+constexpr size_t kStackBytes = (kSanitizerSlowdown > 1 ? 8 : 1) << 20;
 
 // Runs on a stack of kStackBytes, so that recursion that is not bounded is seen.
 void on_small_stack(std::function<void()> body) {

@@ -9,15 +9,12 @@
 #include <vector>
 
 #include "tests/bench/scheduler_load.h"
+#include "tests/unit/sanitizer_slowdown.h"
 
 namespace headroom {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kSlack = 60;
-#else
-constexpr double kSlack = 3;
-#endif
+constexpr double kSlack = 3 * kSanitizerSlowdown;
 
 template <typename Action>
 double best_seconds(int rounds, const Action& action) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/tokenizer/utf8.h"
+#include "tests/unit/sanitizer_slowdown.h"
 #include "tests/unit/tokenizer_golden.h"
 
 namespace headroom {
@@ -453,11 +454,7 @@ double encode_seconds(const Tokenizer& tokenizer, const std::string& unit, size_
   return thread_seconds() - begin;
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
-constexpr double kSecondsMax = 20;
-#else
-constexpr double kSecondsMax = 1;
-#endif
+constexpr double kSecondsMax = 1 * kSanitizerSlowdown;
 
 // Quadratic work makes the ratio 4; n log n, with the cache's share, stays near 2.2 on a quiet machine.
 TEST(Time, AMebibyteOfOneThingIsFast) {
