@@ -229,7 +229,7 @@ def tests_with_own_server(binary, model):
             while server.memory_bytes() > before + (16 << 20):
                 assert time.monotonic() < deadline, f"{(server.memory_bytes() - before) >> 20} MiB more than before are kept"
                 time.sleep(0.01)
-            assert most <= (64 + 16) << 20, f"{most >> 20} MiB at most"
+            assert most <= 96 << 20, f"{most >> 20} MiB at most"
             assert refused > 10, refused
             return f"150 MiB sent, {refused} of 100 refused, {most >> 20} MiB more at most, {(server.memory_bytes() - before) >> 20} MiB afterwards"
 
@@ -238,7 +238,8 @@ def tests_with_own_server(binary, model):
             ask = {"prompt": " ".join(PROMPTS), "layer": 1}
             alone = [server.complete(prompt, **LONG)["choices"][0]["text"] for prompt in PROMPTS]
             status, pattern = server.post("/v1/attention", ask)
-            assert status == 200 and all(abs(sum(row) - 1) < 1e-4 for head in pattern["heads"] for row in head["rows"])
+            # Where the CPU multiplies pairs of bf16, each share is rounded to eight bits: half a unit of the last is 2^-9 of it, and so of the sum.
+            assert status == 200 and all(abs(sum(row) - 1) < 2**-9 + 1e-4 for head in pattern["heads"] for row in head["rows"])
             answers = {200: 0, 503: 0}
 
             def run(index):
