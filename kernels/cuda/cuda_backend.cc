@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -529,6 +530,9 @@ class CudaBackend final : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options) {
+  // All kernels are taken to the device now instead of each at its first launch: once the pool is taken there may be no room for them. Read by
+  // the runtime's first call, which is the next one.
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess) throw std::runtime_error(std::string("no CUDA device: ") + cudaGetErrorString(error));

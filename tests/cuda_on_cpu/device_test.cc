@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "kernels/device.h"
 #include "tests/cuda_on_cpu/include/cuda_runtime_api.h"
 
@@ -35,6 +37,16 @@ TEST_F(Devices, AutoTakesTheDeviceThatIsThere) {
     EXPECT_THAT(chosen.backend->description(), StartsWith("cuda: "));
     EXPECT_FALSE(chosen.backend->host_readable());
   }
+}
+
+// The runtime loads a kernel at its first launch otherwise, when the pool may have left no room. An operator's own choice stands.
+TEST_F(Devices, AllKernelsAreLoadedAtStart) {
+  unsetenv("CUDA_MODULE_LOADING");
+  choose_backend({.device = "cuda", .weights = {DType::kBF16}});
+  EXPECT_STREQ(std::getenv("CUDA_MODULE_LOADING"), "EAGER");
+  setenv("CUDA_MODULE_LOADING", "LAZY", 1);
+  choose_backend({.device = "cuda", .weights = {DType::kBF16}});
+  EXPECT_STREQ(std::getenv("CUDA_MODULE_LOADING"), "LAZY");
 }
 
 TEST_F(Devices, TheCpuIsTakenWhereItIsNamed) {
