@@ -29,6 +29,12 @@ using cpu::visible;
 
 constexpr int kBlockVectors = kBlockKeys / kLanes;
 
+// lane_sums = lane_sums · decay + added.
+HWY_INLINE void add_to_sums(VF added, float decay, float* lane_sums) {
+  const DF d;
+  hn::Store(hn::MulAdd(hn::Load(d, lane_sums), hn::Set(d, decay), added), d, lane_sums);
+}
+
 // Calls body(first_row, static count) on register tiles of nearly equal height, at most kRowsMax, that cover [begin, end).
 template <int kRowsMax, class Body>
 HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {

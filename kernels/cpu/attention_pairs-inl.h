@@ -303,10 +303,11 @@ HEADROOM_PAIRS void mix_packed_pairs(float* accumulator, const float* decay, con
 }
 
 // Softmax weights of a row, rounded in place to pairs.
-HEADROOM_PAIRS inline void round_weights(float* weights) {
+HEADROOM_PAIRS inline __m512i round_weights(float* weights) {
   static_assert(kBlockVectors == 2);
-  const __m512bh pairs = _mm512_cvtne2ps_pbh(_mm512_load_ps(weights + kLanes), _mm512_load_ps(weights));
-  _mm512_store_si512(weights, (__m512i)pairs);
+  const auto pairs = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(weights + kLanes), _mm512_load_ps(weights));
+  _mm512_store_si512(weights, pairs);
+  return pairs;
 }
 
 // A tile's queries as pairs [head_dim / 2][kTileQueryRows].
@@ -355,7 +356,15 @@ struct PairArithmetic {
       score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, keys, call.params.head_dim / 2);
     });
   }
-  static void finish_weights(float* weights) { round_weights(weights); }
+  // What was rounded is what is summed: a row's weights add up to 1, so a value that all keys share comes out as it is. Not where the values'
+  // scales are in the weights.
+  HEADROOM_PAIRS static void finish_weights(float* weights, VF added, float decay, float* lane_sums) {
+    const __m512i pairs = round_weights(weights);
+    if constexpr (type == DType::kI8) return add_to_sums(added, decay, lane_sums);
+    constexpr uint32_t kOnes = 0x3F803F80;  // a pair of bf16
+    const __m512 decayed = _mm512_mul_ps(_mm512_load_ps(lane_sums), _mm512_set1_ps(decay));
+    _mm512_store_ps(lane_sums, add_products(decayed, pairs, kOnes));
+  }
   static void finish_sums(float* sums, int64_t padded_dim) {
     for (int64_t i = 0; i < padded_dim; i += kUnit) in_order(sums + i);
   }

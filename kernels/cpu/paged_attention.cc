@@ -150,8 +150,9 @@ HWY_INLINE float raise_maximum(float* scores, float* maximum, float scale_log2, 
 
 // Turns the scores of one row into weights 2^(score − maximum), exactly 0 outside `range`, and adds them to the row's sums, a lane each. What
 // is stored is to be multiplied with the values, so it has their scales in it; the sums have not.
-template <bool kWhole, class Scales>
-HWY_INLINE void weigh(float* scores, float maximum, float* lane_sums, float decay, const Scales& scales, int32_t block, KeyRange range) {
+template <class Arithmetic, bool kWhole>
+HWY_INLINE void weigh(float* scores, float maximum, float* lane_sums, float decay, const BlockScales<Arithmetic::kType>& scales, int32_t block,
+                      KeyRange range) {
   const DF d;
   const VF shift = hn::Set(d, maximum);
   VF added = hn::Zero(d);
@@ -167,7 +168,7 @@ HWY_INLINE void weigh(float* scores, float maximum, float* lane_sums, float deca
       added = hn::Add(added, hn::IfThenElseZero(mask, weight));
     }
   }
-  hn::Store(hn::MulAdd(hn::Load(d, lane_sums), hn::Set(d, decay), added), d, lane_sums);
+  Arithmetic::finish_weights(scores, added, decay, lane_sums);
 }
 
 HWY_INLINE void exp2_rows(float* values) {
@@ -193,8 +194,9 @@ struct Fp32Arithmetic {
       score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, call.params.head_dim);
     });
   }
-  static void finish_weights(float*) {}            // of a row, before they meet the values
-  static void finish_sums(float*, int64_t) {}      // of a row, after the last block of a split
+  // Of a row, before they meet the values; `added` are their sums, to be added to the decayed lane_sums.
+  static void finish_weights(float*, VF added, float decay, float* lane_sums) { add_to_sums(added, decay, lane_sums); }
+  static void finish_sums(float*, int64_t) {}  // of a row, after the last block of a split
   // Whether rows that all see the same keys are mixed from values as they are stored.
   static bool mixes_stored(const AttentionCall& call, int rows) { return rows <= kTileRows && call.params.head_dim % kLanes == 0; }
   static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
@@ -251,9 +253,8 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     const bool whole = ranges[t].end - ranges[t].begin == kBlockKeys;
     for (int r = t * group; r < (t + 1) * group; ++r) {
       float* weights = memory.weights + r * kBlockKeys;
-      (whole ? weigh<true, BlockScales<type>> : weigh<false, BlockScales<type>>)(weights, memory.split.max[r], memory.lane_sums + r * kLanes, decay[r],
-                                                                               scales, block, ranges[t]);
-      Arithmetic::finish_weights(weights);
+      (whole ? weigh<Arithmetic, true> : weigh<Arithmetic, false>)(weights, memory.split.max[r], memory.lane_sums + r * kLanes, decay[r], scales,
+                                                                  block, ranges[t]);
     }
   }
 
