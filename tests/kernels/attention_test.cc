@@ -45,8 +45,8 @@ INSTANTIATE_TEST_SUITE_P(Grid, AttentionShapes,
                          testing::Combine(testing::Values(8, 32, 64, 80, 96, 128, 256),
                                           testing::Values(1, 2, 3, 4, 7, 8, 16, 32)));
 
-// ---- Pairs of bf16: queries and softmax weights are rounded. Half a unit in the last place of bf16 is 2^-8 of a weight, so an output is off by
-// at most 2^-8 of the same sum over the values' magnitudes; queries are given rounded, so that only weights count.
+// ---- Pairs of bf16: queries and softmax weights are rounded. Half a unit in the last place of bf16 is 2^-8 of a weight, and so an output is held
+// to 2^-8 of the same sum over the values' magnitudes; queries are given rounded, so that only weights count.
 
 Sequence with_rounded_queries(const Shape& shape, int32_t tokens, uint64_t seed) {
   std::vector<float> values = reference::random_floats(static_cast<size_t>(tokens * shape.cols()), seed, 1.5f);
@@ -112,6 +112,20 @@ TEST(AttentionPairs, BoundCatchesTheNearestWrongKernels) {
     EXPECT_GT(share_of_bound(row, sequence.expected(t, 21), magnitudes), 2.0) << "window one long";
     EXPECT_GT(share_of_bound(row, sequence.expected(t, 20, false, 1), magnitudes), 5.0) << "wrong head of the group";
     EXPECT_GT(share_of_bound(row, sequence.expected(t, 20, false, 0, 1.02), magnitudes), 2.0) << "scale off by 2 %";
+  }
+}
+
+// The weights of a row are shares: whatever they are rounded to, they add up to 1.
+TEST(AttentionPairs, AValueThatAllKeysShareComesOutAsItIs) {
+  if (!cpu_multiplies_bf16()) GTEST_SKIP() << kNoPairs;
+  const auto backend = make_cpu_backend({.threads = 2, .bf16_activations = true});
+  for (const int32_t window : {0, 37}) {
+    const Shape shape{3, 2, 64, DType::kBF16, window};
+    std::vector<float> values = reference::random_floats(static_cast<size_t>(1030 * shape.cols()), 9, 1.5f);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (static_cast<int64_t>(i) % shape.cols() >= shape.cols() - int64_t{shape.kv_heads} * shape.head_dim) values[i] = 1.5f;
+    }
+    for (const float out : run_alone(*backend, Sequence(shape, 1030, std::move(values)), 16, {0, 700, 1029, 1030})) ASSERT_NEAR(out, 1.5, 1e-5);
   }
 }
 
