@@ -91,7 +91,7 @@ void JsonScanner::append_escape(std::string* out) {
     case '"':
     case '\\':
     case '/':
-      code = static_cast<uint32_t>(c);
+      code = static_cast<unsigned char>(c);
       break;
     case 'b':
       code = '\b';

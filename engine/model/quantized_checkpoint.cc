@@ -116,8 +116,10 @@ void read_zeros(const QuantizedMatrix& m, Groups& groups) {
   if (m.layout == Layout::kInt8) {
     const auto stored = read_all<int8_t>(*m.zeros);
     for (int64_t n = 0; n < m.rows; ++n) {
-      for (int64_t g = 0; g < m.groups; ++g)
-        groups.zeros[groups.at(m, g, n)] = stored[static_cast<size_t>(n * m.groups + g)];
+      for (int64_t g = 0; g < m.groups; ++g) {
+        const int8_t zero = stored[static_cast<size_t>(n * m.groups + g)];
+        groups.zeros[groups.at(m, g, n)] = zero;
+      }
     }
     return;
   }
