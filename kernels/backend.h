@@ -51,7 +51,8 @@ class Weight {
   virtual size_t bytes() const = 0;
 };
 
-// One layer's part of the KV pool: pages of [K|V][G][page_tokens][K]; int8 pages have fp32 scales [K|V][G][page_tokens] behind
+// One layer's part of the KV pool: pages of [K|V][G][page_tokens][K], in which the CPU keeps a head's keys in an order of its own
+// (kernels/cpu/key_layout.h); int8 pages have fp32 scales [K|V][G][page_tokens] behind
 // their elements. Page p begins at data + p · page_stride bytes.
 struct KvLayer {
   std::byte* data = nullptr;
@@ -166,6 +167,8 @@ class Backend {
   // qkv [T, (Q+2G)·K]: q and k of each row are normed (where the layer has it) and turned in place; k and v are rounded to the
   // layer's type and written to the row's slot.
   virtual void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) = 0;
+  // Which element of a page is element i of the key in row `row` of [G][page_tokens]; those of values lie in rows on every backend.
+  virtual int64_t key_element(const KvLayer& layer, int64_t row, int64_t i) const { return row * layer.head_dim + i; }
   // out [T, Q·K]: causal attention of each row over its sequence's pages, its own token included; q is the first Q·K columns of qkv.
   virtual void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch, const AttentionParams& params) = 0;
   // out[t, f] = silu(gate_up[t, f]) · gate_up[t, F + f]   [T, F]

@@ -68,8 +68,9 @@ class AttentionRecorder : public ForwardingBackend {
       for (int32_t i = 0; i < G * K; ++i) {
         const int64_t row = i / K * page_tokens + t % page_tokens;
         const auto at = static_cast<size_t>(t * G * K + i);
-        patterns_.keys[at] = kv_element(call.layer, bytes.data(), row, i % K);
-        patterns_.values[at] = kv_element(call.layer, bytes.data(), call.layer.rows() + row, i % K);
+        const int64_t value_row = call.layer.rows() + row;
+        patterns_.keys[at] = kv_element(call.layer, bytes.data(), row, inner_.key_element(call.layer, row, i % K));
+        patterns_.values[at] = kv_element(call.layer, bytes.data(), value_row, value_row * K + i % K);
       }
     }
   }

@@ -50,6 +50,7 @@ class ForwardingBackend : public Backend {
   void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) override {
     inner_.rope_kv_write(qkv, layer, batch, params);
   }
+  int64_t key_element(const KvLayer& layer, int64_t row, int64_t i) const override { return inner_.key_element(layer, row, i); }
   void paged_attention(Matrix out, Matrix qkv, const KvLayer& layer, const BatchView& batch,
                        const AttentionParams& params) override {
     inner_.paged_attention(out, qkv, layer, batch, params);

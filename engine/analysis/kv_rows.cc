@@ -32,8 +32,8 @@ void write_kv_row(const KvLayer& layer, std::byte* page, int64_t row, std::span<
   }
 }
 
-float kv_element(const KvLayer& layer, const std::byte* page, int64_t row, int64_t i) {
-  const std::byte* at = page + static_cast<size_t>(row * layer.head_dim + i) * dtype_bytes(layer.dtype);
+float kv_element(const KvLayer& layer, const std::byte* page, int64_t row, int64_t element) {
+  const std::byte* at = page + static_cast<size_t>(element) * dtype_bytes(layer.dtype);
   switch (layer.dtype) {
     case DType::kF32:
       return *reinterpret_cast<const float*>(at);

@@ -1,5 +1,5 @@
-// The KV pool: all pages of all layers in one allocation made at start, [layer][page][K|V][G][page_tokens][K], the same on every
-// backend. It knows where a page lies, not who owns it: that is PageAllocator's. Engine thread only, after construction.
+// The KV pool: all pages of all layers in one allocation made at start, [layer][page][K|V][G][page_tokens][K] (see KvLayer), as many
+// bytes on every backend. It knows where a page lies, not who owns it: that is PageAllocator's. Engine thread only, after construction.
 #pragma once
 
 #include <cstdint>

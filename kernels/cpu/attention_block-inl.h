@@ -47,7 +47,7 @@ HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {
   }
 }
 
-// Where the K and V rows of a block lie. Keys come in chunks of kChunkKeys whose rows are neighbours in a page.
+// Where the keys and values of a block lie, in chunks of kChunkKeys (key_layout.h).
 template <DType type>
 struct BlockRows {
   const Element<type>* k[kBlockKeys / kChunkKeys];  // null: the chunk has no key of the range, and maybe no page
@@ -74,124 +74,92 @@ struct BlockRows {
     }
   }
 
-  const Element<type>* value(int32_t key) const { return v[key / kChunkKeys] + key % kChunkKeys * head_dim; }
+  const uint32_t* key_words(int chunk) const { return reinterpret_cast<const uint32_t*>(k[chunk]); }
+  // Of chunk c, what to ask for while that chunk of `now` is worked on: what is there already, where there is nothing else.
+  const uint32_t* key_words_or(const BlockRows& now, int c) const { return (k[c] != nullptr ? *this : now).key_words(c); }
+  const Element<type>* values_or(const BlockRows& now, int c) const { return v[c] != nullptr ? v[c] : now.v[c]; }
 };
 
-#if HWY_TARGET == HWY_SCALAR
-template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>*, const Element<type>*,
-                               int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; ++i) to[i * kBlockKeys] = element_to_f32<type>(rows[i]);
-}
-#else
-// 16 bytes of every fourth row, side by side.
-template <class D, class T>
-HWY_INLINE hn::Vec<D> gather_rows(D d, const T* from, int64_t stride) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return hn::LoadU(d, reinterpret_cast<const hn::TFromD<D>*>(from));
-  } else {
-    const hn::Half<D> half;
-    const T* upper = from + static_cast<int64_t>(hn::MaxLanes(D())) / 2 * stride;
-    return hn::Combine(d, gather_rows(half, upper, stride), gather_rows(half, from, stride));
-  }
-}
-
-// Four vectors of [row / 4][4 words], of rows 0, 1, 2, 3 modulo 4, become four vectors that each have one word of all
-// rows in order.
-template <class D, class V>
-HWY_INLINE void transpose_words(D d, V (&words)[4]) {
-  const hn::RepartitionToWide<D> wide;
-  const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(d, words[0], words[1]));
-  const auto ab_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[0], words[1]));
-  const auto ce_low = hn::BitCast(wide, hn::InterleaveLower(d, words[2], words[3]));
-  const auto ce_high = hn::BitCast(wide, hn::InterleaveUpper(d, words[2], words[3]));
-  words[0] = hn::BitCast(d, hn::InterleaveLower(wide, ab_low, ce_low));
-  words[1] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_low, ce_low));
-  words[2] = hn::BitCast(d, hn::InterleaveLower(wide, ab_high, ce_high));
-  words[3] = hn::BitCast(d, hn::InterleaveUpper(wide, ab_high, ce_high));
-}
-
-// Pages lie anywhere, so the hardware cannot foresee them: while a chunk is transposed, as many bytes of a later block's
-// keys and values are asked for, a few lines at a time. Into L2: the few miss buffers of L1 would hold the core up (half
-// the bytes per second).
+// Pages lie anywhere, so the hardware cannot foresee them: while the keys and values of a block are worked on, those at the same places of a
+// later block are asked for, a line or two at a time: many at once would fill the core's few miss buffers, and it waits. Into L2, for the same
+// reason (half the bytes per second into L1).
 template <size_t kBytes, class T>
-HWY_INLINE void prefetch_ahead(const T* ahead, int64_t at) {
-  const std::byte* begin = reinterpret_cast<const std::byte*>(ahead + at);
+HWY_INLINE void prefetch(const T* from) {
   HEADROOM_UNROLL
-  for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(begin + line, 0, 2);
+  for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(reinterpret_cast<const std::byte*>(from) + line, 0, 2);
 }
 
-// to[i][0 .. kLanes) = element i of kLanes key rows. A word is one fp32 element, two 16-bit ones or four int8, which widen
-// after the transpose. `ahead_k` and `ahead_v`, unless null: the same rows of a later block. Where head_dim is not a
-// multiple of 16, the last words of int8 rows belong to what follows them in the page, and land in the padding of `to`.
+// The elements of a word of kLanes keys, widened: element i to to[i · kBlockKeys] and on.
 template <DType type>
-HWY_INLINE void transpose_keys(float* to, const Element<type>* rows, const Element<type>* ahead_k,
-                               const Element<type>* ahead_v, int64_t head_dim) {
+HWY_INLINE void widen_words(float* to, const uint32_t* words) {
   const DF d;
   const hn::RebindToUnsigned<DF> d32;
-  constexpr int kPerWord = 4 / sizeof(Element<type>);
-  for (int64_t i = 0; i < head_dim; i += 4 * kPerWord) {
-    if (ahead_k != nullptr) {
-      prefetch_ahead<kLanes * 16>(ahead_k, i * kLanes);
-      prefetch_ahead<kLanes * 16>(ahead_v, i * kLanes);
-    }
-    hn::Vec<decltype(d32)> words[4];
-    HEADROOM_UNROLL
-    for (int row = 0; row < 4; ++row) words[row] = gather_rows(d32, rows + row * head_dim + i, head_dim);
-    transpose_words(d32, words);
-    HEADROOM_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      float* out = to + (i + word * kPerWord) * kBlockKeys;
-      if constexpr (type == DType::kF32) {
-        hn::Store(hn::BitCast(d, words[word]), d, out);
-      } else if constexpr (type == DType::kBF16) {
-        hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(words[word])), d, out);
-        hn::Store(hn::BitCast(d, hn::And(words[word], hn::Set(d32, 0xFFFF0000u))), d, out + kBlockKeys);
-      } else if constexpr (type == DType::kI8) {
-        const hn::RebindToSigned<DF> di;
-        const auto bytes = hn::BitCast(di, words[word]);
-        hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes))), d, out);
-        hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes))), d, out + kBlockKeys);
-        hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes))), d, out + 2 * kBlockKeys);
-        hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(bytes)), d, out + 3 * kBlockKeys);
-      } else {
-        const hn::Rebind<uint16_t, DF> d16;
-        const hn::Rebind<hwy::float16_t, DF> half;
-        const auto low = hn::TruncateTo(d16, hn::And(words[word], hn::Set(d32, 0xFFFFu)));
-        const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(words[word]));
-        hn::Store(hn::PromoteTo(d, hn::BitCast(half, low)), d, out);
-        hn::Store(hn::PromoteTo(d, hn::BitCast(half, high)), d, out + kBlockKeys);
-      }
+  const auto bits = hn::LoadU(d32, words);
+  if constexpr (type == DType::kF32) {
+    hn::Store(hn::BitCast(d, bits), d, to);
+  } else if constexpr (type == DType::kBF16) {
+    hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to);
+    hn::Store(hn::BitCast(d, hn::And(bits, hn::Set(d32, 0xFFFF0000u))), d, to + kBlockKeys);
+  } else if constexpr (type == DType::kI8) {
+    const hn::RebindToSigned<DF> di;
+    const auto bytes = hn::BitCast(di, bits);
+    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes))), d, to);
+    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes))), d, to + kBlockKeys);
+    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes))), d, to + 2 * kBlockKeys);
+    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(bytes)), d, to + 3 * kBlockKeys);
+  } else {
+    const hn::Rebind<uint16_t, DF> d16;
+    const hn::Rebind<hwy::float16_t, DF> half;
+    const auto low = hn::TruncateTo(d16, hn::And(bits, hn::Set(d32, 0xFFFFu)));
+    const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(bits));
+    hn::Store(hn::PromoteTo(d, hn::BitCast(half, low)), d, to);
+    hn::Store(hn::PromoteTo(d, hn::BitCast(half, high)), d, to + kBlockKeys);
+  }
+}
+
+// The block's keys as [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are widened with the others: a lane meets no
+// other lane until it has been masked.
+template <DType type>
+void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& later) {
+  constexpr int64_t kPerWord = cpu::kWordBytes / sizeof(Element<type>);
+  for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
+    if (rows.k[c] == nullptr) continue;
+    const uint32_t *words = rows.key_words(c), *ahead = later.key_words_or(rows, c);
+    for (int64_t word = 0; word < rows.head_dim / kPerWord; ++word) {
+      prefetch<64>(ahead + word * kChunkKeys);
+      HEADROOM_UNROLL
+      for (int j = 0; j < kChunkKeys; j += kLanes)
+        widen_words<type>(to + word * kPerWord * kBlockKeys + c * kChunkKeys + j, words + word * kChunkKeys + j);
     }
   }
 }
-#endif
 
-// The block's keys, transposed to [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are transposed
-// with the others: a lane meets no other lane until it has been masked.
-template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& later) {
-  for (int32_t j = 0; j < kBlockKeys; j += kLanes) {
-    const int32_t c = j / kChunkKeys;
-    if (rows.k[c] == nullptr) continue;
-    const int64_t at = j % kChunkKeys * rows.head_dim;
-    const bool ahead = later.k[c] != nullptr;
-    transpose_keys<type>(to + j, rows.k[c] + at, ahead ? later.k[c] + at : nullptr, ahead ? later.v[c] + at : nullptr,
-                         rows.head_dim);
+// Calls take(key, row, row ahead) for the keys [begin, end) of the block: what is stored of their values, and of those of a later block.
+template <DType type, class Take>
+HWY_INLINE void for_value_rows(const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, const Take& take) {
+  for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
+    const int32_t first = HWY_MAX(begin, c * kChunkKeys), last = HWY_MIN(end, (c + 1) * kChunkKeys);
+    if (first >= last) continue;
+    const int64_t skipped = (first - c * kChunkKeys) * rows.head_dim;
+    const Element<type>*row = rows.v[c] + skipped, *ahead = later.values_or(rows, c) + skipped;
+    for (int32_t j = first; j < last; ++j, row += rows.head_dim, ahead += rows.head_dim) take(j, row, ahead);
   }
 }
 
 // The values of keys [begin, end) of the block as rows [kBlockKeys][padded_dim].
 template <DType type>
-void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
+void load_values(float* to, const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
   const DF d;
-  for (int32_t j = begin; j < end; ++j) {
-    const Element<type>* from = rows.value(j);
+  constexpr size_t kVectorBytes = kLanes * sizeof(Element<type>);
+  for_value_rows(rows, later, begin, end, [&](int32_t j, const Element<type>* from, const Element<type>* ahead) HWY_ATTR {
     float* row = to + j * padded_dim;
     int64_t i = 0;
-    for (; i + kLanes <= rows.head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
+    for (; i + kLanes <= rows.head_dim; i += kLanes) {
+      if (i * sizeof(Element<type>) % 64 < kVectorBytes) prefetch<kVectorBytes>(ahead + i);
+      hn::Store(load_f32<type>(from + i), d, row + i);
+    }
     for (; i < rows.head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
-  }
+  });
 }
 
 // The block's scales: of each key, and of each value. Nothing for the types that have none.

@@ -21,13 +21,15 @@
 #include <array>
 
 #define HEADROOM_PAIRS __attribute__((target("avx512bf16,avx512vbmi")))
+// For the lambdas of inner loops: what they capture stays in registers.
+#define HEADROOM_PAIRS_INLINE __attribute__((always_inline, target("avx512bf16,avx512vbmi")))
 
 HWY_BEFORE_NAMESPACE();
 namespace headroom {
 namespace HWY_NAMESPACE {
 
 constexpr int kTilePairRows = 12;    // with two vectors: 24 sums in 32 registers
-constexpr int kDirectPairRows = 6;   // up to so many rows, keys are multiplied as they come out of the transpose
+constexpr int kDirectPairRows = 6;   // up to so many rows, keys and values are made pairs where they are multiplied
 constexpr int kUnit = 2 * kLanes;    // elements of a value row that become two vectors of pairs
 
 // bf16 of the whole numbers 0 … 127, in bytes.
@@ -114,68 +116,45 @@ HEADROOM_PAIRS HWY_INLINE __m512 add_products(__m512 sums, __m512i pairs, uint32
   return _mm512_dpbf16_ps(sums, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)));
 }
 
-// Four words of 16 neighbouring keys, transposed: words[w] has word first + w of each. See transpose_keys.
-template <DType type>
-HEADROOM_PAIRS HWY_INLINE void load_key_words(const Element<type>* rows, int64_t head_dim, int64_t first, __m512i (&words)[4]) {
-  const Element<type>* from = rows + first * static_cast<int64_t>(4 / sizeof(Element<type>));
-  __m512i part[4];
-  HEADROOM_UNROLL
-  for (int r = 0; r < 4; ++r) {
-    const auto row = [&](int k) HEADROOM_PAIRS { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (r + k) * head_dim)); };
-    const __m256i lower = _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
-    const __m256i upper = _mm256_inserti128_si256(_mm256_castsi128_si256(row(8)), row(12), 1);
-    part[r] = _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
-  }
-  const __m512i ab_low = _mm512_unpacklo_epi32(part[0], part[1]), ab_high = _mm512_unpackhi_epi32(part[0], part[1]);
-  const __m512i ce_low = _mm512_unpacklo_epi32(part[2], part[3]), ce_high = _mm512_unpackhi_epi32(part[2], part[3]);
-  words[0] = _mm512_unpacklo_epi64(ab_low, ce_low);
-  words[1] = _mm512_unpackhi_epi64(ab_low, ce_low);
-  words[2] = _mm512_unpacklo_epi64(ab_high, ce_high);
-  words[3] = _mm512_unpackhi_epi64(ab_high, ce_high);
-}
-
-// Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector.
+// Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector. `later`, unless
+// null: what is asked of memory meanwhile.
 template <DType type, int kChunks, class Take>
-HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const BlockRows<type>& later, int chunk, const Take& take) {
-  constexpr int kPairs = 4 / static_cast<int>(sizeof(Element<type>)) / 2;  // of a word
-  const int64_t words_in_all = rows.head_dim / (2 * kPairs);
-  for (int64_t i = 0; i < words_in_all; i += 4) {
-    __m512i words[kChunks][4];
+HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const BlockRows<type>* later, int chunk, const Take& take) {
+  static_assert(kChunkKeys == kLanes);
+  constexpr int kPairs = cpu::kWordBytes / static_cast<int>(sizeof(Element<type>)) / 2;  // of a word
+  const int64_t words = rows.head_dim / (2 * kPairs);
+  const uint32_t *from[kChunks], *ahead[kChunks];
+  for (int c = 0; c < kChunks; ++c) {
+    from[c] = rows.key_words(chunk + c);
+    ahead[c] = (later != nullptr ? *later : rows).key_words_or(rows, chunk + c);
+  }
+  for (int64_t word = 0; word < words; ++word) {
+    __m512i pairs[kChunks][kPairs];
     HEADROOM_UNROLL
     for (int c = 0; c < kChunks; ++c) {
-      if (later.k[chunk + c] != nullptr) {
-        prefetch_ahead<kLanes * 16>(later.k[chunk + c], i * 2 * kPairs * kLanes);
-        prefetch_ahead<kLanes * 16>(later.v[chunk + c], i * 2 * kPairs * kLanes);
-      }
-      load_key_words<type>(rows.k[chunk + c], rows.head_dim, i, words[c]);
+      prefetch<64>(ahead[c] + word * kChunkKeys);
+      pairs_of_words<type>(_mm512_loadu_si512(from[c] + word * kChunkKeys), pairs[c]);
     }
     HEADROOM_UNROLL
-    for (int w = 0; w < 4; ++w) {
-      if (i + w >= words_in_all) break;
-      __m512i pairs[kChunks][kPairs];
+    for (int p = 0; p < kPairs; ++p) {
+      __m512i vectors[kChunks];
       HEADROOM_UNROLL
-      for (int c = 0; c < kChunks; ++c) pairs_of_words<type>(words[c][w], pairs[c]);
-      HEADROOM_UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        __m512i vectors[kChunks];
-        HEADROOM_UNROLL
-        for (int c = 0; c < kChunks; ++c) vectors[c] = pairs[c][p];
-        take((i + w) * kPairs + p, vectors);
-      }
+      for (int c = 0; c < kChunks; ++c) vectors[c] = pairs[c][p];
+      take(word * kPairs + p, vectors);
     }
   }
 }
 
-// Scores of few rows with the keys of some chunks.
+// Scores of some rows with the keys of some chunks, as they are stored.
 template <DType type, int kRows, int kChunks>
-HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, const BlockRows<type>& rows, const BlockRows<type>& later, int chunk) {
+HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, const BlockRows<type>& rows, const BlockRows<type>* later, int chunk) {
   __m512 sums[kRows][kChunks];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
     for (int c = 0; c < kChunks; ++c) sums[r][c] = _mm512_setzero_ps();
   }
-  for_key_pairs<type, kChunks>(rows, later, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS {
+  for_key_pairs<type, kChunks>(rows, later, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS_INLINE {
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
@@ -213,35 +192,95 @@ HEADROOM_PAIRS void score_packed_pairs(float* weights, const uint32_t* queries, 
   }
 }
 
-// The halves of the pair of keys 2p and 2p + 1 that are in [begin, end).
-HEADROOM_PAIRS HWY_INLINE bool sees_first(int32_t p, int32_t begin) { return 2 * p >= begin; }
-HEADROOM_PAIRS HWY_INLINE bool sees_second(int32_t p, int32_t end) { return 2 * p + 1 < end; }
+// Calls take(p, has first, has second) for the pairs of keys 2p and 2p + 1 that have a half in [begin, end). Those that have both are one loop.
+template <class Take>
+HEADROOM_PAIRS HWY_INLINE void for_pairs(int32_t begin, int32_t end, const Take& take) {
+  if (begin % 2 != 0) take(begin / 2, std::false_type(), std::true_type());
+  for (int32_t p = (begin + 1) / 2; p < end / 2; ++p) take(p, std::true_type(), std::true_type());
+  if (end % 2 != 0) take(end / 2, std::true_type(), std::false_type());
+}
 
-// accumulator[r] = accumulator[r] · decay[r] + Σ over the pairs of keys [begin, end) of weights[r] · values(p): kVectors vectors of columns.
-template <int kRows, int kVectors, class Values>
-HEADROOM_PAIRS HWY_INLINE void mix_pair_columns(float* accumulator, const float* decay, const uint32_t* weights, int32_t begin, int32_t end,
-                                                int64_t padded_dim, const Values& values) {
-  __m512 sums[kRows][kVectors];
-  HEADROOM_UNROLL
-  for (int r = 0; r < kRows; ++r) {
+// The columns of [column, column + kVectors · kLanes) that there are, by unit.
+template <int kVectors>
+struct ColumnMasks {
+  __mmask32 of[kVectors / 2];
+
+  HWY_INLINE ColumnMasks(int64_t column, int64_t head_dim) {
     HEADROOM_UNROLL
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_mul_ps(_mm512_load_ps(accumulator + r * padded_dim + v * kLanes), _mm512_set1_ps(decay[r]));
+    for (int u = 0; u < kVectors / 2; ++u) {
+      const int64_t left = head_dim - column - u * kUnit;
+      of[u] = left >= kUnit ? ~0u : (1u << left) - 1u;
+    }
   }
-  for (int32_t p = begin / 2; 2 * p < end; ++p) {
-    __m512i pairs[kVectors];
-    values(p, pairs);
+};
+
+// Two neighbouring rows of values from some column on, the place of a later block's, and which of the rows there are.
+template <DType type, bool kFirst, bool kSecond>
+struct ValuePair {
+  const Element<type>* row;
+  const Element<type>* ahead;
+  int64_t head_dim;
+
+  template <int kVectors>
+  HEADROOM_PAIRS HWY_INLINE void load(const ColumnMasks<kVectors>& there, int64_t column, __m512i (&pairs)[kVectors]) const {
+    constexpr size_t kBytes = kVectors * kLanes * sizeof(Element<type>);
+    prefetch<kBytes>(ahead + column);
+    prefetch<kBytes>(ahead + head_dim + column);
+    HEADROOM_UNROLL
+    for (int u = 0; u < kVectors / 2; ++u) {
+      const Element<type>* at = row + column + u * kUnit;
+      __m512i two[2];
+      pairs_of_values<type>(at, at + head_dim, kFirst ? there.of[u] : 0, kSecond ? there.of[u] : 0, two);
+      pairs[2 * u] = two[0];
+      pairs[2 * u + 1] = two[1];
+    }
+  }
+};
+
+// Calls take(p, pair of rows) for the pairs of keys [begin, end) of the block.
+template <DType type, class Take>
+HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, const Take& take) {
+  for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
+    const int32_t before = c * kChunkKeys, first = HWY_MAX(begin, before), last = HWY_MIN(end, before + kChunkKeys);
+    if (first >= last) continue;
+    const int64_t step = 2 * rows.head_dim, skipped = (first - before) / 2 * step;
+    const Element<type>*row = rows.v[c] + skipped, *ahead = later.values_or(rows, c) + skipped;
+    for_pairs(first, last, [&](int32_t p, auto has_first, auto has_second) HEADROOM_PAIRS_INLINE {
+      take(p, ValuePair<type, has_first(), has_second()>{row, ahead, rows.head_dim});
+      row += step;
+      ahead += step;
+    });
+  }
+}
+
+// The sums of some rows and columns, in registers.
+template <int kRows, int kVectors>
+struct PairSums {
+  __m512 of[kRows][kVectors];
+
+  HEADROOM_PAIRS HWY_INLINE PairSums(const float* accumulator, const float* decay, int64_t padded_dim) {
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], pairs[v], weights[r * kBlockKeys + p]);
+      for (int v = 0; v < kVectors; ++v) of[r][v] = _mm512_mul_ps(_mm512_load_ps(accumulator + r * padded_dim + v * kLanes), _mm512_set1_ps(decay[r]));
     }
   }
-  HEADROOM_UNROLL
-  for (int r = 0; r < kRows; ++r) {
+  // weights: [kRows, kBlockKeys] of pairs of keys, from pair p on.
+  HEADROOM_PAIRS HWY_INLINE void add(const uint32_t* weights, const __m512i (&pairs)[kVectors]) {
     HEADROOM_UNROLL
-    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(accumulator + r * padded_dim + v * kLanes, sums[r][v]);
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) of[r][v] = add_products(of[r][v], pairs[v], weights[r * kBlockKeys]);
+    }
   }
-}
+  HEADROOM_PAIRS HWY_INLINE void store(float* accumulator, int64_t padded_dim) const {
+    HEADROOM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HEADROOM_UNROLL
+      for (int v = 0; v < kVectors; ++v) _mm512_store_ps(accumulator + r * padded_dim + v * kLanes, of[r][v]);
+    }
+  }
+};
 
 // Calls mix(first column, static count of vectors) over all columns, at most kUnits units at a time.
 template <int kUnits, class Mix>
@@ -252,40 +291,36 @@ HEADROOM_PAIRS HWY_INLINE void for_columns(int64_t padded_dim, const Mix& mix) {
   }
 }
 
-// Values as they are stored, of few rows.
+// accumulator[r] = accumulator[r] · decay[r] + Σ over the pairs of keys [begin, end) of weights[r] · values: of few rows, with the values as
+// they are stored.
 template <DType type, int kRows>
-HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, const uint32_t* weights, const BlockRows<type>& rows, int32_t begin,
-                                     int32_t end, int64_t padded_dim) {
+HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, const uint32_t* weights, const BlockRows<type>& rows,
+                                     const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
   for_columns<kRows <= kDirectPairRows ? 2 : 1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
     constexpr int kVectors = decltype(count)::value;
-    mix_pair_columns<kRows, kVectors>(accumulator + i, decay, weights, begin, end, padded_dim, [&](int32_t p, __m512i(&pairs)[kVectors]) HEADROOM_PAIRS {
-      HEADROOM_UNROLL
-      for (int v = 0; v < kVectors; v += 2) {
-        const int64_t at = i + v * kLanes;
-        const auto there = static_cast<__mmask32>(rows.head_dim - at >= kUnit ? ~0u : (1u << (rows.head_dim - at)) - 1u);
-        const Element<type>* row = rows.value(2 * p) + at;
-        __m512i two[2];
-        pairs_of_values<type>(row, row + rows.head_dim, sees_first(p, begin) ? there : 0, sees_second(p, end) ? there : 0, two);
-        pairs[v] = two[0];
-        pairs[v + 1] = two[1];
-      }
+    const ColumnMasks<kVectors> there(i, rows.head_dim);
+    PairSums<kRows, kVectors> sums(accumulator + i, decay, padded_dim);
+    for_value_pairs(rows, later, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
+      __m512i pairs[kVectors];
+      values.load(there, i, pairs);
+      sums.add(weights + p, pairs);
     });
+    sums.store(accumulator + i, padded_dim);
   });
 }
 
 // Values of keys [begin, end) as pairs [kBlockKeys / 2][padded_dim]; a half that is not among them is 0.
 template <DType type>
-HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
-  for (int32_t p = begin / 2; 2 * p < end; ++p) {
-    const Element<type>* row = rows.value(2 * p);
+HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end,
+                                     int64_t padded_dim) {
+  for_value_pairs(rows, later, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
     for (int64_t i = 0; i < padded_dim; i += kUnit) {
-      const auto there = static_cast<__mmask32>(rows.head_dim - i >= kUnit ? ~0u : (1u << (rows.head_dim - i)) - 1u);
       __m512i pairs[2];
-      pairs_of_values<type>(row + i, row + rows.head_dim + i, sees_first(p, begin) ? there : 0, sees_second(p, end) ? there : 0, pairs);
+      values.load(ColumnMasks<2>(i, rows.head_dim), i, pairs);
       _mm512_store_si512(to + p * padded_dim + i, pairs[0]);
       _mm512_store_si512(to + p * padded_dim + i + kLanes, pairs[1]);
     }
-  }
+  });
 }
 
 // Rows that see keys [begin, end) of packed values.
@@ -294,11 +329,15 @@ HEADROOM_PAIRS void mix_packed_pairs(float* accumulator, const float* decay, con
                                      int64_t padded_dim) {
   for_columns<1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
     constexpr int kVectors = decltype(count)::value;
-    mix_pair_columns<kRows, kVectors>(accumulator + i, decay, weights, begin, end, padded_dim, [&](int32_t p, __m512i(&pairs)[kVectors]) HEADROOM_PAIRS {
-      const auto halves = static_cast<__mmask32>((sees_first(p, begin) ? 0x55555555u : 0u) | (sees_second(p, end) ? 0xAAAAAAAAu : 0u));
+    PairSums<kRows, kVectors> sums(accumulator + i, decay, padded_dim);
+    for_pairs(begin, end, [&](int32_t p, auto has_first, auto has_second) HEADROOM_PAIRS_INLINE {
+      constexpr __mmask32 kHalves = (has_first() ? 0x55555555u : 0u) | (has_second() ? 0xAAAAAAAAu : 0u);
+      __m512i pairs[kVectors];
       HEADROOM_UNROLL
-      for (int v = 0; v < kVectors; ++v) pairs[v] = _mm512_maskz_loadu_epi16(halves, values + p * padded_dim + i + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) pairs[v] = _mm512_maskz_loadu_epi16(kHalves, values + p * padded_dim + i + v * kLanes);
+      sums.add(weights + p, pairs);
     });
+    sums.store(accumulator + i, padded_dim);
   });
 }
 
@@ -333,27 +372,17 @@ struct PairArithmetic {
     load_query_pairs(call, tile, words(memory.queries));
   }
   HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later) {
-    static_assert(kBlockKeys == 2 * kChunkKeys && kChunkKeys == kLanes);
+    static_assert(kBlockKeys == 2 * kChunkKeys);
     const uint32_t* queries = words(memory.queries);
-    if (rows <= kDirectPairRows) {
-      with_static_count<kDirectPairRows>(rows, [&](auto count) HEADROOM_PAIRS {
-        constexpr int kRows = decltype(count)::value;
-        if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(memory.weights, queries, block, later, 0);
-        for (int c = 0; c < 2; ++c) {
-          if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(memory.weights, queries, block, later, c);
-        }
-      });
-      return;
-    }
-    uint32_t* keys = words(memory.keys);
-    for (int c = 0; c < 2; ++c) {
-      if (block.k[c] == nullptr) continue;
-      for_key_pairs<type, 1>(block, later, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS {
-        _mm512_store_si512(keys + pair * kBlockKeys + c * kLanes, vectors[0]);
-      });
-    }
+    if (type == DType::kI8 && rows > kDirectPairRows) return score_packed(memory, queries, rows, block, later);
     for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
-      score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, keys, call.params.head_dim / 2);
+      constexpr int kRows = decltype(count)::value;
+      float* weights = memory.weights + first * kBlockKeys;
+      const BlockRows<type>* ahead = first == 0 ? &later : nullptr;
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, block, ahead, 0);
+      for (int c = 0; c < 2; ++c) {
+        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, block, ahead, c);
+      }
     });
   }
   // What was rounded is what is summed: a row's weights add up to 1, so a value that all keys share comes out as it is. Not where the values'
@@ -369,13 +398,14 @@ struct PairArithmetic {
     for (int64_t i = 0; i < padded_dim; i += kUnit) in_order(sums + i);
   }
   static bool mixes_stored(const AttentionCall&, int rows) { return rows <= kTilePairRows; }
-  HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+  HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, const BlockRows<type>& later,
+                                        KeyRange range, int64_t padded_dim) {
     with_static_count<kTilePairRows>(rows, [&](auto count) HEADROOM_PAIRS {
-      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, range.begin, range.end, padded_dim);
+      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, later, range.begin, range.end, padded_dim);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
-    pack_value_pairs<type>(words(memory.values), block, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later, KeyRange range, int64_t padded_dim) {
+    pack_value_pairs<type>(words(memory.values), block, later, range.begin, range.end, padded_dim);
   }
   HEADROOM_PAIRS static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
     for_register_tiles<kTilePairRows>(begin, end, [&](int first, auto count) HEADROOM_PAIRS {
@@ -385,6 +415,19 @@ struct PairArithmetic {
   }
 
  private:
+  // Keys become pairs once for all rows.
+  HEADROOM_PAIRS static void score_packed(TileMemory& memory, const uint32_t* queries, int rows, const BlockRows<type>& block, const BlockRows<type>& later) {
+    uint32_t* keys = words(memory.keys);
+    for (int c = 0; c < 2; ++c) {
+      if (block.k[c] == nullptr) continue;
+      for_key_pairs<type, 1>(block, &later, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS_INLINE {
+        _mm512_store_si512(keys + pair * kBlockKeys + c * kLanes, vectors[0]);
+      });
+    }
+    for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
+      score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, keys, block.head_dim / 2);
+    });
+  }
   static uint32_t* words(float* memory) { return reinterpret_cast<uint32_t*>(memory); }
 };
 
@@ -393,6 +436,7 @@ struct PairArithmetic {
 HWY_AFTER_NAMESPACE();
 
 #undef HEADROOM_PAIRS
+#undef HEADROOM_PAIRS_INLINE
 #else
 #define HEADROOM_HAS_PAIRS 0
 #endif

@@ -10,13 +10,13 @@
 #include <limits>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/key_layout.h"
 
 namespace headroom::cpu {
 
 constexpr int kTileQueryRows = 32;  // the largest group
 constexpr int kLanesMax = 16;       // floats of a target's widest vector
 constexpr int kBlockKeys = 32;
-constexpr int kChunkKeys = 16;  // the smallest page: keys of one chunk are neighbours in memory
 constexpr int32_t kSplitKeys = 512;
 constexpr int32_t kAheadKeys = 2 * kBlockKeys;  // what is asked of memory while a block is worked on
 static_assert(kAheadKeys % kBlockKeys == 0 && kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
@@ -78,7 +78,7 @@ struct SoftmaxState {
 // A worker's memory for the tile that it works on.
 struct TileMemory {
   float* queries;  // [head_dim, kTileQueryRows]: the tile's queries, transposed
-  float* keys;     // [head_dim, kBlockKeys]: the block's keys, transposed
+  float* keys;     // [head_dim, kBlockKeys]: the block's keys, widened
   float* values;   // [kBlockKeys, padded_dim]
   float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights
   float* lane_sums;  // [kTileQueryRows, lanes of the target]: what becomes the split's sum

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/key_layout.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
@@ -63,6 +64,9 @@ class CpuBackend final : public Backend {
                   float factor) override {
     check_rope_table(out, positions, inv_freq);
     cpu::rope_table(pool_, out, positions, inv_freq, factor);
+  }
+  int64_t key_element(const KvLayer& layer, int64_t row, int64_t i) const override {
+    return cpu::key_element(layer, row, i);
   }
   void rope_kv_write(Matrix qkv, const KvLayer& layer, const BatchView& batch, const RopeKvParams& params) override {
     check_rope_kv_write(qkv, layer, batch, params);

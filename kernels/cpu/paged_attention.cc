@@ -80,7 +80,7 @@ void mix_rows(float* accumulator, const float* decay, const float* weights, cons
 // mix_rows on values as they are stored: few enough rows that each value is widened only once, in registers.
 template <DType type, int kRows>
 void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows,
-                     int32_t begin, int32_t end, int64_t padded_dim) {
+                     const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
   const DF d;
   // More columns at once where there are few rows: enough chains to hide the latency of an addition.
   constexpr int kVectors = kRows * 2 <= kTileRows ? 2 * kTileVectors : kTileVectors;
@@ -96,18 +96,18 @@ void mix_stored_rows(float* accumulator, const float* decay, const float* weight
         for (int v = 0; v < kCount; ++v)
           acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
       }
-      for (int32_t j = begin; j < end; ++j) {
-        const Element<type>* value = rows.value(j) + i;
+      for_value_rows(rows, later, begin, end, [&](int32_t j, const Element<type>* value, const Element<type>* ahead) HWY_ATTR {
+        prefetch<kCount * kLanes * sizeof(Element<type>)>(ahead + i);
         VF widened[kCount];
         HEADROOM_UNROLL
-        for (int v = 0; v < kCount; ++v) widened[v] = load_f32<type>(value + v * kLanes);
+        for (int v = 0; v < kCount; ++v) widened[v] = load_f32<type>(value + i + v * kLanes);
         HEADROOM_UNROLL
         for (int r = 0; r < kRows; ++r) {
           const VF weight = hn::Set(d, weights[r * kBlockKeys + j]);
           HEADROOM_UNROLL
           for (int v = 0; v < kCount; ++v) acc[r][v] = hn::MulAdd(weight, widened[v], acc[r][v]);
         }
-      }
+      });
       HEADROOM_UNROLL
       for (int r = 0; r < kRows; ++r) {
         HEADROOM_UNROLL
@@ -199,13 +199,15 @@ struct Fp32Arithmetic {
   static void finish_sums(float*, int64_t) {}  // of a row, after the last block of a split
   // Whether rows that all see the same keys are mixed from values as they are stored.
   static bool mixes_stored(const AttentionCall& call, int rows) { return rows <= kTileRows && call.params.head_dim % kLanes == 0; }
-  static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+  static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, const BlockRows<type>& later,
+                         KeyRange range, int64_t padded_dim) {
     with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
-      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, range.begin, range.end, padded_dim);
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, later, range.begin, range.end,
+                                                      padded_dim);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
-    HWY_NAMESPACE::load_values<type>(memory.values, block, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later, KeyRange range, int64_t padded_dim) {
+    HWY_NAMESPACE::load_values<type>(memory.values, block, later, range.begin, range.end, padded_dim);
   }
   // Rows [begin, end), which see the keys of `range`, with the loaded values.
   static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
@@ -259,8 +261,8 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
   }
 
   const auto in_block = [block](KeyRange range) { return KeyRange{range.begin - block, range.end - block}; };
-  if (uniform && Arithmetic::mixes_stored(call, rows)) return Arithmetic::mix_stored(memory, decay, rows, stored, in_block(ranges[0]), padded_dim);
-  Arithmetic::load_values(memory, stored, in_block(block_range), padded_dim);
+  if (uniform && Arithmetic::mixes_stored(call, rows)) return Arithmetic::mix_stored(memory, decay, rows, stored, later, in_block(ranges[0]), padded_dim);
+  Arithmetic::load_values(memory, stored, later, in_block(block_range), padded_dim);
   // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
   // its own.
   const int32_t tokens_per_pass = uniform ? tile.tokens : 1;

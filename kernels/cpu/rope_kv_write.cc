@@ -50,6 +50,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <cstring>
 
+#include "kernels/cpu/key_layout.h"
+#include "kernels/op_checks.h"
 #include "kernels/quantize.h"
 
 namespace headroom {
@@ -85,9 +87,13 @@ void write_slot(const float* k, const float* v, const KvLayer& layer, int32_t pa
   const int64_t row_bytes = layer.head_dim * static_cast<int64_t>(dtype_bytes(layer.dtype));
   std::byte* elements = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
   float* scales = reinterpret_cast<float*>(elements + layer.scales_offset());
+  alignas(64) std::byte key[kHeadDimMax * sizeof(float)];
   for (int64_t g = 0; g < layer.kv_heads; ++g) {
     const int64_t k_row = g * layer.page_tokens + slot, v_row = layer.rows() + k_row;
-    store_rounded(elements + k_row * row_bytes, scales + k_row, k + g * layer.head_dim, layer.head_dim, layer.dtype);
+    store_rounded(key, scales + k_row, k + g * layer.head_dim, layer.head_dim, layer.dtype);
+    std::byte* keys = elements + g * layer.page_tokens * row_bytes;
+    for (int64_t word = 0; word < row_bytes / kWordBytes; ++word)
+      std::memcpy(keys + key_word_offset(slot, word, row_bytes), key + word * kWordBytes, kWordBytes);
     store_rounded(elements + v_row * row_bytes, scales + v_row, v + g * layer.head_dim, layer.head_dim, layer.dtype);
   }
 }

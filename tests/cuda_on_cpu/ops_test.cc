@@ -356,6 +356,21 @@ struct RopeCase {
 
 class CudaRope : public testing::TestWithParam<RopeCase> {};
 
+// Pages of the CPU with their keys as rows.
+std::vector<std::byte> keys_as_rows(const std::vector<std::byte>& pages, const KvLayer& layer) {
+  std::vector<std::byte> rows = pages;
+  const size_t width = dtype_bytes(layer.dtype);
+  for (size_t page = 0; page < pages.size(); page += layer.page_stride_bytes) {
+    for (size_t key = 0; key < static_cast<size_t>(layer.rows()); ++key) {
+      for (int32_t i = 0; i < layer.head_dim; ++i) {
+        const size_t from = reference::cpu_key_element(layer.dtype, layer.head_dim, layer.page_tokens, key, i);
+        std::copy_n(&pages[page + from * width], width, &rows[page + (key * static_cast<size_t>(layer.head_dim) + static_cast<size_t>(i)) * width]);
+      }
+    }
+  }
+  return rows;
+}
+
 TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
   const RopeCase c = GetParam();
   const int32_t heads = 6, kv_heads = 2, pages = 4, page_tokens = 16;
@@ -390,6 +405,7 @@ TEST_P(CudaRope, TurnsAndWritesAsTheCpuBackendDoes) {
     }
     const std::vector<double> expected(results[0].begin(), results[0].end());
     ASSERT_LE(reference::largest_difference(results[1], expected), c.norms ? 3e-6 : 0.0);
+    pools[0] = keys_as_rows(pools[0], {nullptr, page_bytes, type, kv_heads, page_tokens, c.head_dim});
     size_t differing = 0;
     for (size_t i = 0; i < pools[0].size(); i += 2) differing += pools[0][i] != pools[1][i] || pools[0][i + 1] != pools[1][i + 1];
     // Sums of squares in another order may round a norm, and then an element of a page, the other way.

@@ -184,7 +184,8 @@ TEST_P(RopeKvWrite, NormsTurnsAndStoresWhereThePageTableSays) {
         }
         const std::vector<float> expected_row = reference::stored_row(type, row);
         for (int32_t i = 0; i < c.head_dim; ++i) {
-          const size_t at = page * stride / dtype_bytes(type) + page_row * size_t(c.head_dim) + i;
+          const size_t in_page = is_v ? page_row * size_t(c.head_dim) + i : reference::cpu_key_element(type, c.head_dim, 32, page_row, i);
+          const size_t at = page * stride / dtype_bytes(type) + in_page;
           written[at] = true;
           ASSERT_EQ(reference::load_stored(pool->data() + at * dtype_bytes(type), type) * scale, expected_row[i]);
         }

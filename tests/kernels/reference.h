@@ -47,6 +47,15 @@ inline std::vector<float> stored_row(DType type, std::span<const float> row) {
   return stored;
 }
 
+// Which element of a page of the CPU's is element i of the key in row `row` of [G][page_tokens]: 16 neighbouring keys have their first 4 bytes
+// side by side, then their next.
+inline size_t cpu_key_element(DType type, int32_t head_dim, int32_t page_tokens, size_t row, int32_t i) {
+  const size_t per_word = 4 / dtype_bytes(type), dim = static_cast<size_t>(head_dim), at = static_cast<size_t>(i);
+  const size_t head = row / static_cast<size_t>(page_tokens), slot = row % static_cast<size_t>(page_tokens);
+  const size_t chunk = head * static_cast<size_t>(page_tokens) * dim + slot / 16 * 16 * dim;
+  return chunk + at / per_word * 16 * per_word + slot % 16 * per_word + at % per_word;
+}
+
 inline std::vector<float> random_floats(size_t count, uint64_t seed, float scale = 1.0f, DType type = DType::kF32) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal(0.0f, scale);
