@@ -22,6 +22,8 @@ constexpr int32_t kAheadKeys = 2 * kBlockKeys;  // what is asked of memory while
 static_assert(kAheadKeys % kBlockKeys == 0 && kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
+// Parts (a split of tiles that are worked on together) per worker from which on they spread evenly enough.
+constexpr size_t kPartsPerWorker = 6;
 // KV heads whose tiles are worked on together, and rows of a tile up to which they are: more would not fit into L1.
 constexpr size_t kHeadsTogether = 4;
 constexpr int kRowsTogether = 8;

@@ -552,18 +552,21 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   if (tiles.empty()) return;
   const size_t workers = static_cast<size_t>(pool.threads());
   float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(call.padded_dim()));
-  int64_t splits = 0;
   int rows = 0;  // of a tile
-  for (const AttentionTile& tile : tiles) {
-    const SplitRange range = splits_of(tile, params.window_tokens);
-    splits += range.end - range.begin;
-    rows = std::max(rows, call.rows(tile));
-  }
+  for (const AttentionTile& tile : tiles) rows = std::max(rows, call.rows(tile));
+  const auto splits_of_all = [&](std::span<const Heads> groups) {
+    int64_t splits = 0;
+    for (const Heads& heads : groups) {
+      const SplitRange range = splits_of(tiles[heads.first], params.window_tokens);
+      splits += range.end - range.begin;
+    }
+    return splits;
+  };
   // Together where memory is what they wait for, and where they are many enough to go round even so.
-  const bool together = rows <= kRowsTogether && splits >= static_cast<int64_t>(workers * kTilesPerWorker * kHeadsTogether);
-  const std::vector<Heads> groups = group_heads(tiles, together ? kHeadsTogether : 1);
+  std::vector<Heads> groups = group_heads(tiles, rows <= kRowsTogether ? kHeadsTogether : 1);
+  if (splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(tiles, 1);
   const bool groups_go_round =
-      workers == 1 || groups.size() >= workers * kTilesPerWorker || splits == static_cast<int64_t>(tiles.size());
+      workers == 1 || groups.size() >= workers * kTilesPerWorker || splits_of_all(groups) == static_cast<int64_t>(groups.size());
   if (groups_go_round) return attend_tiles({pool, call, tiles, groups, worker_memory});
   // In waves of groups whose partial states stay within a fixed room, whatever the contexts.
   const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
