@@ -147,7 +147,8 @@ HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const 
 
 // Scores of some rows with the keys of some chunks, as they are stored.
 template <DType type, int kRows, int kChunks>
-HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, const BlockRows<type>& rows, const BlockRows<type>* later, int chunk) {
+HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, int query_rows, const BlockRows<type>& rows,
+                                       const BlockRows<type>* later, int chunk) {
   __m512 sums[kRows][kChunks];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -158,7 +159,7 @@ HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, 
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
-      for (int c = 0; c < kChunks; ++c) sums[r][c] = add_products(sums[r][c], keys[c], queries[pair * kTileQueryRows + r]);
+      for (int c = 0; c < kChunks; ++c) sums[r][c] = add_products(sums[r][c], keys[c], queries[pair * query_rows + r]);
     }
   });
   HEADROOM_UNROLL
@@ -170,7 +171,7 @@ HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, 
 
 // Scores of rows with keys [head_dim / 2][kBlockKeys] of pairs.
 template <int kRows>
-HEADROOM_PAIRS void score_packed_pairs(float* weights, const uint32_t* queries, const uint32_t* keys, int64_t pairs) {
+HEADROOM_PAIRS void score_packed_pairs(float* weights, const uint32_t* queries, int query_rows, const uint32_t* keys, int64_t pairs) {
   __m512 sums[kRows][kBlockVectors];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -182,7 +183,7 @@ HEADROOM_PAIRS void score_packed_pairs(float* weights, const uint32_t* queries, 
     for (int v = 0; v < kBlockVectors; ++v) {
       const __m512i key = _mm512_load_si512(keys + i * kBlockKeys + v * kLanes);
       HEADROOM_UNROLL
-      for (int r = 0; r < kRows; ++r) sums[r][v] = add_products(sums[r][v], key, queries[i * kTileQueryRows + r]);
+      for (int r = 0; r < kRows; ++r) sums[r][v] = add_products(sums[r][v], key, queries[i * query_rows + r]);
     }
   }
   HEADROOM_UNROLL
@@ -349,16 +350,17 @@ HEADROOM_PAIRS inline __m512i round_weights(float* weights) {
   return pairs;
 }
 
-// A tile's queries as pairs [head_dim / 2][kTileQueryRows].
+// A tile's queries as pairs [head_dim / 2][rows of the tile].
 HEADROOM_PAIRS inline void load_query_pairs(const AttentionCall& call, const AttentionTile& tile, uint32_t* queries) {
   const int64_t head_dim = call.params.head_dim;
-  for (int r = 0; r < call.rows(tile); ++r) {
+  const int rows = call.rows(tile);
+  for (int r = 0; r < rows; ++r) {
     const float* q = call.query(tile, r);
     for (int64_t i = 0; i < head_dim; i += kLanes) {
       const auto there = static_cast<__mmask16>(head_dim - i >= kLanes ? 0xFFFF : (1 << (head_dim - i)) - 1);
       alignas(32) uint32_t rounded[kLanes / 2];
       _mm256_store_si256(reinterpret_cast<__m256i*>(rounded), (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, q + i)));
-      for (int64_t j = 0; j < kLanes / 2; ++j) queries[(i / 2 + j) * kTileQueryRows + r] = rounded[j];
+      for (int64_t j = 0; j < kLanes / 2; ++j) queries[(i / 2 + j) * rows + r] = rounded[j];
     }
   }
 }
@@ -379,9 +381,9 @@ struct PairArithmetic {
       constexpr int kRows = decltype(count)::value;
       float* weights = memory.weights + first * kBlockKeys;
       const BlockRows<type>* ahead = first == 0 ? &later : nullptr;
-      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, block, ahead, 0);
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, rows, block, ahead, 0);
       for (int c = 0; c < 2; ++c) {
-        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, block, ahead, c);
+        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, rows, block, ahead, c);
       }
     });
   }
@@ -425,7 +427,7 @@ struct PairArithmetic {
       });
     }
     for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
-      score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, keys, block.head_dim / 2);
+      score_packed_pairs<decltype(count)::value>(memory.weights + first * kBlockKeys, queries + first, rows, keys, block.head_dim / 2);
     });
   }
   static uint32_t* words(float* memory) { return reinterpret_cast<uint32_t*>(memory); }
