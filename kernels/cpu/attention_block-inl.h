@@ -109,11 +109,10 @@ HWY_INLINE void widen_words(float* to, const uint32_t* words) {
     hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(bytes)), d, to + 3 * kBlockKeys);
   } else {
     const hn::Rebind<uint16_t, DF> d16;
-    const hn::Rebind<hwy::float16_t, DF> half;
     const auto low = hn::TruncateTo(d16, hn::And(bits, hn::Set(d32, 0xFFFFu)));
     const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(bits));
-    hn::Store(hn::PromoteTo(d, hn::BitCast(half, low)), d, to);
-    hn::Store(hn::PromoteTo(d, hn::BitCast(half, high)), d, to + kBlockKeys);
+    hn::Store(widen_halves(low), d, to);
+    hn::Store(widen_halves(high), d, to + kBlockKeys);
   }
 }
 

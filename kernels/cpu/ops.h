@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -55,6 +56,9 @@ void gather_rows(ThreadPool& pool, Matrix out, Matrix x, std::span<const int32_t
 
 // The SIMD target that run-time dispatch chose, as Highway names it: "AVX3", "AVX2", "NEON".
 const char* simd_target_name();
+// For tests, before anything is computed: takes the kernels of the named target (AVX3, AVX2, NEON; baseline: what every CPU of its kind runs)
+// from now on; false where the CPU or the build has none of that name.
+bool use_simd_target(std::string_view name);
 
 // Elements that a worker should have before it is worth waking: a hand-over costs about a microsecond, as does this
 // much work.

@@ -59,6 +59,15 @@ struct Stored<DType::kI8> {
 template <DType type>
 using Element = typename Stored<type>::Element;
 
+// fp16 as it is stored, widened: NaN stays NaN, which Highway's scalar target would make a number.
+template <class V>
+HWY_INLINE VF widen_halves(V halves) {
+  const DF d;
+  if constexpr (kLanes == 1) return hn::Set(d, f16_to_f32(hn::GetLane(halves)));
+  const hn::Rebind<hwy::float16_t, DF> half;
+  return hn::PromoteTo(d, hn::BitCast(half, halves));
+}
+
 // kLanes elements at `from` (any alignment) as fp32; of int8, without its scale.
 template <DType type>
 HWY_INLINE VF load_f32(const Element<type>* from) {
@@ -74,8 +83,8 @@ HWY_INLINE VF load_f32(const Element<type>* from) {
     const hn::RebindToSigned<DF> d32;
     return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, from)));
   } else {
-    const hn::Rebind<hwy::float16_t, DF> d16;
-    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+    const hn::Rebind<uint16_t, DF> d16;
+    return widen_halves(hn::LoadU(d16, from));
   }
 }
 
