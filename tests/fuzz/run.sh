@@ -44,10 +44,11 @@ for target in "$@"; do
   [ -f "$words" ] && words=-dict=$words || words=
   echo "==> $target" >&2
   begin=$(date +%s)
+  # A unit takes microseconds; 100 s by the clock are a hang even where other work has the cores.
   # For speed: no stack of each allocation (a finding is looked at by running its input alone), a short quarantine, pages that stay, and
   # neither a search for shorter inputs nor weights of them.
   HEADROOM_FUZZ=$target ASAN_OPTIONS=malloc_context_size=0:quarantine_size_mb=1:allocator_release_to_os_interval_ms=-1:detect_leaks=1 \
-    build/fuzz/tests/fuzz -runs="$runs" -max_total_time="$seconds" -max_len="$(bytes_max "$target")" -timeout=10 -rss_limit_mb=2048 \
+    build/fuzz/tests/fuzz -runs="$runs" -max_total_time="$seconds" -max_len="$(bytes_max "$target")" -timeout=100 -rss_limit_mb=2048 \
     -reduce_inputs=0 -entropic=0 -print_final_stats=1 -verbosity=0 ${words:+"$words"} -artifact_prefix="$found/" \
     "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || { status=1; tail -40 "$log" >&2; }
   taken=$(($(date +%s) - begin))
