@@ -23,6 +23,7 @@
 #include "tests/unit/api_fixture.h"
 #include "tests/unit/http_client.h"
 #include "tests/unit/machine_delay.h"
+#include "tests/unit/sanitizer_slowdown.h"
 
 // Stands in front of the C library's: fails with the errors that are due, then takes connections as ever.
 std::atomic<int> g_accept_error{0};
@@ -235,15 +236,15 @@ TEST_F(Front, ReadersThatStallHoldUpNobodyAndAreCut) {
   const double some_stalled = step_seconds(5s);
   const int64_t memory_grown = (process_number("VmRSS") - memory_before) * 1024;
   const int64_t kernel_bytes = kernel_bytes_max(port);
-  wait_until([&] { return cut == 64; }, 20);
+  wait_until([&] { return cut == 64; }, 20 * kSanitizerSlowdown);
   const double cut_seconds = seconds_since(stalled_since);
   wait_until([&] { return api_->engine->stats().requests_running == 8; }, 0.1);
   EXPECT_TRUE(in_time) << "each is cut ten seconds after its last byte was taken";
   EXPECT_LE(some_stalled, all_reading * 1.05);
-  EXPECT_LE(memory_grown, 64 * (256 << 10));
+  if (kMemoryIsCounted) EXPECT_LE(memory_grown, 64 * (256 << 10));
   EXPECT_GT(kernel_bytes, 64 << 10) << "the measure itself does not work";
-  EXPECT_LE(memory_grown / 64 + kernel_bytes, 256 << 10) << "of which the system's " << kernel_bytes;
-  EXPECT_LE(cut_seconds, 20);
+  if (kMemoryIsCounted) EXPECT_LE(memory_grown / 64 + kernel_bytes, 256 << 10) << "of which the system's " << kernel_bytes;
+  EXPECT_LE(cut_seconds, 20 * kSanitizerSlowdown);
   std::printf("a stalled reader: %lld KiB of the process, %lld KiB of the system\n", static_cast<long long>(memory_grown / 64 / 1024),
               static_cast<long long>(kernel_bytes / 1024));
   ended = true;
@@ -441,18 +442,23 @@ TEST_F(Front, HostileRequestsAreRefusedInAWholeAnswer) {
       {"GET /livez HTTP/1.1\r\nHost: h\r\nX-Request-Id: a\rSet-Cookie: b\r\n\r\n", "400"},
       {"GET /livez HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", "400"},
       {"GET /livez HTTP/1.1\r\nHost : h\r\n\r\n", "400"}};
-  int64_t memory_after_half = 0;
-  for (int round = 0; round < 40; ++round) {
-    for (const auto& [request, status] : cases) {
-      const std::string answer = ask(request.find("Connection") == std::string::npos ? request : request + get("/livez"));
-      ASSERT_THAT(answer, StartsWith("HTTP/1.1 " + status + " ")) << request.substr(0, 200);
-      ASSERT_THAT(answer, HasSubstr("{\"error\":{\"message\":\"")) << request.substr(0, 200);
-      ASSERT_THAT(answer, Not(HasSubstr("exception")));
-      ASSERT_THAT(answer, Not(HasSubstr("HTTP/1.1 200"))) << "the rest of a refused request was taken for the next one";
+  // Each worker grows until it has met each of them, which takes it longer where other work has the cores; what leaks grows in every turn.
+  int64_t grown_kib = 0;
+  for (int turn = 0; turn < 6; ++turn) {
+    const int64_t before = process_number("VmRSS");
+    for (int round = 0; round < 20; ++round) {
+      for (const auto& [request, status] : cases) {
+        const std::string answer = ask(request.find("Connection") == std::string::npos ? request : request + get("/livez"));
+        ASSERT_THAT(answer, StartsWith("HTTP/1.1 " + status + " ")) << request.substr(0, 200);
+        ASSERT_THAT(answer, HasSubstr("{\"error\":{\"message\":\"")) << request.substr(0, 200);
+        ASSERT_THAT(answer, Not(HasSubstr("exception")));
+        ASSERT_THAT(answer, Not(HasSubstr("HTTP/1.1 200"))) << "the rest of a refused request was taken for the next one";
+      }
     }
-    if (round == 19) memory_after_half = process_number("VmRSS");  // by then each worker has met each of them
+    grown_kib = process_number("VmRSS") - before;
+    if (turn > 0 && (grown_kib <= 4096 || !kMemoryIsCounted)) break;
   }
-  EXPECT_LE(process_number("VmRSS") - memory_after_half, 4096) << "KiB";
+  if (kMemoryIsCounted) EXPECT_LE(grown_kib, 4096) << "by the last turn";
   EXPECT_EQ(api_->engine->stats().steps, 0) << "none of it reached the engine";
 }
 
