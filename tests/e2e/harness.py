@@ -31,6 +31,12 @@ class Skipped(Exception):
     """A test that cannot run here; its text says why."""
 
 
+def not_with_a_sanitizer(reason):
+    """Skips the test where the server was built with a sanitizer."""
+    if os.environ.get("HEADROOM_SANITIZE"):
+        raise Skipped(f"with a sanitizer: {reason}")
+
+
 class Server:
     """`headroom serve` on a free port. Leaving the context ends it and checks that it had to be ended."""
 

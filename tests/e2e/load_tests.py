@@ -14,7 +14,7 @@ import threading
 import time
 
 from api_tests import GREEDY, PROMPT, client_of, model_of
-from harness import ROOT, Server, Skipped, in_threads, open_socket, raw_request
+from harness import ROOT, Server, Skipped, in_threads, not_with_a_sanitizer, open_socket, raw_request
 
 PROMPTS = [f"The password for {name} is {word}. What is the password for {name}?"
            for name, word in (("Anna", "walnut"), ("Boris", "river"), ("Clara", "stone"), ("David", "lamp"), ("Elena", "cloud"),
@@ -208,6 +208,7 @@ def tests_with_own_server(binary, model):
             assert server.process.wait(2) == 1
 
     def a_flood_of_bodies_is_bounded_and_given_back():
+        not_with_a_sanitizer("it keeps what was freed")
         with Server(binary, model, "--kv-memory", "16MiB", "--buffered-bytes-max", "64MiB") as server:
             server.complete(PROMPT, **GREEDY)
             before = server.memory_bytes()

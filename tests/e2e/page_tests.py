@@ -6,7 +6,7 @@ import socket
 import time
 
 from browser import Browser
-from harness import ROOT, Server, in_threads, open_socket, raw_request
+from harness import ROOT, Server, in_threads, not_with_a_sanitizer, open_socket, raw_request
 from tenant_tests import key_file
 
 POOL_OF_10000_PAGES = str(10000 * 12288)  # of the demo model with 2 KV heads: 3 layers, K and V, head_dim 32, bf16, 16 tokens
@@ -169,6 +169,7 @@ def tests(binary, output):
             check_clean(browser, server)
 
     def comparing():
+        not_with_a_sanitizer("three servers are too slow for what one look is to see")
         kinds, ports = ("mha", "gqa", "mqa"), free_ports(3)
         peers = ",".join(f"{kind.upper()}=:{port}" for kind, port in zip(kinds, ports))
         servers = [serve("--kv-memory", "48MiB", "--step-slowdown-max", "0", "--peers", peers, "--port", str(port), kind=kind) for port, kind in zip(ports, kinds)]
