@@ -12,4 +12,10 @@ inline constexpr double kSanitizerSlowdown = 1;
 inline constexpr bool kMemoryIsCounted = true;
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kRacesAreFound = true;
+#else
+inline constexpr bool kRacesAreFound = false;
+#endif
+
 }  // namespace headroom
