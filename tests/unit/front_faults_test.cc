@@ -145,7 +145,7 @@ TEST_F(Front, AThousandSlowClientsCostNoWorkerAndAreGoneInTenSeconds) {
     }
   }
   const double machine_seconds = delay.answer_seconds();
-  EXPECT_LE(p99(seconds), 0.05 + machine_seconds) << seconds.size() << " answers";
+  EXPECT_LE(p99(seconds), 0.05 * kSanitizerSlowdown + machine_seconds) << seconds.size() << " answers";
   EXPECT_EQ(process_number("Threads"), threads_before);
   for (const Slow& one : slow) {
     ASSERT_GT(one.gone_seconds, 5) << "cut too early";
@@ -240,9 +240,9 @@ TEST_F(Front, ReadersThatStallHoldUpNobodyAndAreCut) {
   const double cut_seconds = seconds_since(stalled_since);
   wait_until([&] { return api_->engine->stats().requests_running == 8; }, 0.1);
   EXPECT_TRUE(in_time) << "each is cut ten seconds after its last byte was taken";
-  EXPECT_LE(some_stalled, all_reading * 1.05);
+  EXPECT_LE(some_stalled, all_reading * (1 + 0.05 * kSanitizerSlowdown));
   if (kMemoryIsCounted) EXPECT_LE(memory_grown, 64 * (256 << 10));
-  EXPECT_GT(kernel_bytes, 64 << 10) << "the measure itself does not work";
+  if (kMemoryIsCounted) EXPECT_GT(kernel_bytes, 64 << 10) << "the measure itself does not work";
   if (kMemoryIsCounted) EXPECT_LE(memory_grown / 64 + kernel_bytes, 256 << 10) << "of which the system's " << kernel_bytes;
   EXPECT_LE(cut_seconds, 20 * kSanitizerSlowdown);
   std::printf("a stalled reader: %lld KiB of the process, %lld KiB of the system\n", static_cast<long long>(memory_grown / 64 / 1024),
@@ -289,7 +289,7 @@ TEST_F(Front, AFailingAcceptIsForgottenWithinATenthOfASecond) {
     client.send_text(get("/livez"));
     EXPECT_THAT(client.read_all(), StartsWith("HTTP/1.1 200")) << std::strerror(error);
     const double seconds = seconds_since(begin);
-    EXPECT_LE(seconds, 0.1 + delay.answer_seconds()) << std::strerror(error);
+    EXPECT_LE(seconds, 0.1 * kSanitizerSlowdown + delay.answer_seconds()) << std::strerror(error);
     EXPECT_LE(g_accept_errors_due, 0);
   }
 }
@@ -372,7 +372,7 @@ TEST_F(Front, PagesAreFreeSoonAfterTheirClientHasGone) {
         return stats.requests_running + stats.requests_waiting == others && (others > 0 || stats.pages.live == 0);
       });
       const double seconds = seconds_since(begin);
-      EXPECT_LE(seconds, 0.1 + delay.answer_seconds());
+      EXPECT_LE(seconds, 0.1 * kSanitizerSlowdown + delay.answer_seconds());
       other.close_now();
       TearDown();
       server_ = nullptr;
@@ -407,7 +407,7 @@ TEST_F(Front, HostileRequestsAreRefusedInAWholeAnswer) {
   const auto begin = Clock::now();
   EXPECT_THAT(ask(post("/v1/completions", mebibyte)), StartsWith("HTTP/1.1 400"));
   const double seconds = seconds_since(begin);
-  EXPECT_LE(seconds, 0.05 + delay.answer_seconds()) << "per MiB of brackets";
+  EXPECT_LE(seconds, 0.05 * kSanitizerSlowdown + delay.answer_seconds()) << "per MiB of brackets";
   const auto with_list = [](const std::string& before, size_t count, const std::function<std::string(size_t)>& element, const std::string& after) {
     std::string list;
     for (size_t i = 0; i < count; ++i) list += (i == 0 ? "" : ",") + element(i);

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <utility>
 
+#include "tests/unit/sanitizer_slowdown.h"
+
 namespace headroom {
 
 using Clock = std::chrono::steady_clock;
@@ -46,7 +48,7 @@ class Client {
     }
   }
   // One read; empty at the end of the connection, nullopt when nothing came in time.
-  std::optional<std::string> read_some(std::chrono::milliseconds wait = std::chrono::seconds(5)) {
+  std::optional<std::string> read_some(std::chrono::milliseconds wait = std::chrono::seconds(static_cast<int>(5 * kSanitizerSlowdown))) {
     pollfd poll_fd{fd_, POLLIN, 0};
     if (poll(&poll_fd, 1, static_cast<int>(wait.count())) <= 0) return std::nullopt;
     std::string buffer(1 << 16, '\0');
