@@ -84,6 +84,7 @@ def tests(binary, output):
             return f"first paint {paint:.0f} ms"
 
     def under_load():
+        not_with_a_sanitizer("it times the page beside the server")
         with serve("--kv-memory", POOL_OF_10000_PAGES) as server, Browser() as browser:
             open_page(browser, server)
             fill(browser, 32, 4000)
