@@ -76,7 +76,7 @@ class VocabularyReader {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const { throw std::runtime_error(source_ + ": " + replace_invalid_utf8(what)); }
+  [[noreturn]] void fail(const std::string& what) const { throw std::runtime_error(source_ + ": " + one_line(what)); }
 
   const Json* find(const char* name) const {
     const auto found = metadata_.find(std::string("tokenizer.ggml.") + name);

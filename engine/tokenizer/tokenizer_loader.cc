@@ -15,15 +15,6 @@ using Json = nlohmann::json;
 
 constexpr size_t kFileBytesMax = size_t{64} << 20;  // the largest published ones have 34 MB
 
-// A message is one line of a log, whatever the file has in its tokens.
-std::string one_line(std::string message) {
-  constexpr size_t kMessageBytesMax = 500;
-  if (message.size() > kMessageBytesMax) message.resize(kMessageBytesMax);
-  std::replace_if(
-      message.begin(), message.end(), [](char c) { return (c >= 0 && c < ' ') || c == '\x7F'; }, ' ');
-  return replace_invalid_utf8(message);
-}
-
 // The ids of a special token that a template names.
 void append_template_ids(const Json& processor, const std::string& name, std::vector<TokenId>* ids) {
   const std::string where = "post_processor.special_tokens";

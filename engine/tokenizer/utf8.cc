@@ -1,5 +1,6 @@
 #include "engine/tokenizer/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -76,6 +77,14 @@ std::string replace_invalid_utf8(std::string_view bytes) {
     text.append(kReplacementCharacter);
   }
   return text;
+}
+
+std::string one_line(std::string_view message) {
+  constexpr size_t kMessageBytesMax = 500;
+  std::string line(message.substr(0, kMessageBytesMax));
+  std::replace_if(
+      line.begin(), line.end(), [](char c) { return (c >= 0 && c < ' ') || c == '\x7F'; }, ' ');
+  return replace_invalid_utf8(line);
 }
 
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {

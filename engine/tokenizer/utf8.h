@@ -28,6 +28,8 @@ bool is_valid_utf8(std::string_view bytes);
 
 // Each maximal ill-formed subpart becomes one U+FFFD, as in Python's bytes.decode(errors="replace").
 std::string replace_invalid_utf8(std::string_view bytes);
+// A message that may quote a file as one line of a log: cut at 500 bytes, control characters become spaces.
+std::string one_line(std::string_view message);
 
 // Every occurrence of `from` becomes `to`. REQUIRES: from is not empty.
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to);

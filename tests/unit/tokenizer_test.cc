@@ -305,6 +305,7 @@ std::vector<BadFile> bad_files() {
       {"AddedId", added({{"id", 1 << 30}, {"content", "<x>"}}), "added_tokens[1].id"},
       {"AddedConflict", added({{"id", 5000}, {"content", "a"}}), "in the vocabulary"},
       {"AddedShared", added({{"id", 3}, {"content", "<x>"}}), "shares the id 3"},
+      {"AddedOfTwoLines", added({{"id", 3}, {"content", "<x\n>"}}), "the token \"<x >\": shares the id 3"},
       {"AddedTwice", added({{"id", 0}, {"content", "<|endoftext|>"}}), "there twice"},
       {"AddedEmpty", added({{"id", 5000}, {"content", ""}}), "no content"},
       {"AddedLong", added({{"id", 5000}, {"content", std::string(2000, 'x')}}), "longer than"},
