@@ -1,5 +1,5 @@
 // What a sanitizer, which watches each access to memory, changes of a test's figures: how much longer a bound on time is, and whether a process's
-// memory is what it holds (freed memory stays with the sanitizer for a while).
+// memory is what it holds (freed memory stays with the sanitizer for a while), and whether races that a test makes on purpose end it.
 #pragma once
 
 namespace headroom {
