@@ -80,6 +80,8 @@ function stateText(request) {
 }
 
 const rows = new Map();  // by id
+const kTableMs = 200;    // five a second are as many as one can read
+let shownRequests = "", shownAt = -Infinity;
 
 function makeRow(request) {
   const row = make("tr");
@@ -107,6 +109,9 @@ function makeRow(request) {
 function showRequests({ model, frame }) {
   const body = $("requests").tBodies[0];
   const requests = frame.requests ?? [];
+  const now = performance.now(), which = requests.map(({ id, state }) => `${id} ${state}`).join();
+  if (which === shownRequests && requests.length && now - shownAt < kTableMs) return;
+  [shownRequests, shownAt] = [which, now];
   const seen = new Set(requests.map((request) => request.id));
   for (const [id, { row }] of rows) if (!seen.has(id)) { row.remove(); rows.delete(id); }
   if (pinned !== null && !requests.some((request) => request.cell === pinned)) { pinned = null; map.show(null); }
