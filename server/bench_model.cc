@@ -15,7 +15,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-constexpr int32_t kPageTokens = 32;
+constexpr int32_t kPageTokens = 16;  // as served by default
 constexpr double kMemoryShare = 0.95;  // of a device, for all that a full batch takes
 
 DType parse_dtype(const std::string& name, std::initializer_list<DType> choices) {
@@ -61,7 +61,7 @@ MachineLimits MachineLimits::measured(Backend& backend, int threads) {
   return {measured_read_bytes_per_second(threads), measured_fma_flops_per_second(threads)};
 }
 
-MachineLimits MachineLimits::mean(const std::vector<MachineLimits>& all) {
+MachineLimits MachineLimits::mean(std::span<const MachineLimits> all) {
   MachineLimits sum;
   for (const MachineLimits& limits : all) {
     sum.bytes_per_second += limits.bytes_per_second / static_cast<double>(all.size());
@@ -69,6 +69,22 @@ MachineLimits MachineLimits::mean(const std::vector<MachineLimits>& all) {
   }
   return sum;
 }
+
+namespace {
+// The median over the repetitions of what was done in a second, as a share of what the machine could do around it.
+double median_share(const BenchRow& row, double done, double MachineLimits::*limit) {
+  std::vector<double> shares;
+  for (size_t i = 0; i < row.step_seconds.size(); ++i) {
+    const double possible = MachineLimits::mean(std::span(row.limits).subspan(2 * i, 2)).*limit;
+    if (possible == 0) return 0;
+    shares.push_back(done / row.step_seconds[i] / possible);
+  }
+  return spread_of(std::move(shares)).median;
+}
+}  // namespace
+
+double BenchRow::bandwidth_share() const { return median_share(*this, bytes(), &MachineLimits::bytes_per_second); }
+double BenchRow::peak_share() const { return median_share(*this, flops, &MachineLimits::flops_per_second); }
 
 BenchSequences::BenchSequences(int32_t context_tokens, int32_t page_tokens)
     : pages_each_(static_cast<int32_t>(pages_for_tokens(context_tokens, page_tokens))) {}

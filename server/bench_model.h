@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,7 +44,7 @@ struct MachineLimits {
   double bytes_per_second = 0, flops_per_second = 0;  // 0: not known
 
   static MachineLimits measured(Backend& backend, int threads);
-  static MachineLimits mean(const std::vector<MachineLimits>& all);
+  static MachineLimits mean(std::span<const MachineLimits> all);
 };
 
 // What one measurement came to. A prefill has one step, of all its tokens. A step moves weight_bytes and kv_bytes at least and
@@ -52,8 +53,11 @@ struct BenchRow {
   PeerTest test;
   double tokens_per_step = 0, weight_bytes = 0, kv_bytes = 0, flops = 0, attention_flops = 0;
   std::vector<double> step_seconds;
-  MachineLimits limits;  // as they were just before and just after, and between turns with peers
+  std::vector<MachineLimits> limits;  // two for each repetition: as they were just before and just after
 
+  // The median over the repetitions: neighbours take more of a machine or less from one second to the next. 0 where the limit is not known.
+  double bandwidth_share() const;
+  double peak_share() const;
   double tokens_per_second() const { return tokens_per_step / spread_of(step_seconds).median; }
   double bytes() const { return weight_bytes + kv_bytes; }
   const char* name() const { return test.prompt_tokens > 0 ? "prefill" : "decode"; }

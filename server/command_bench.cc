@@ -38,24 +38,25 @@ Measurement measure(BenchModel& bench, BenchRow row, const BenchOptions& options
   row.test.threads = options.threads > 0 ? options.threads : usable_physical_cores();
   Measurement done{.row = std::move(row), .peers = {}};
   for (const std::string& command : commands) done.peers.push_back({.command = peer_command(command, done.row.test), .tokens_per_second = {}});
-  std::vector<MachineLimits> limits = {MachineLimits::measured(bench.backend(), done.row.test.threads)};
+  const auto limits_now = [&] { return MachineLimits::measured(bench.backend(), done.row.test.threads); };
   for (int32_t i = 0; i < options.repetitions; ++i) {
-    if (i == 0 || !commands.empty()) bench.repetition(done.row);
+    const bool first_of_turn = i == 0 || !commands.empty();
+    if (first_of_turn) bench.repetition(done.row);
+    done.row.limits.push_back(first_of_turn ? limits_now() : done.row.limits.back());
     done.row.step_seconds.push_back(bench.repetition(done.row));
+    done.row.limits.push_back(limits_now());
     for (PeerColumn& peer : done.peers) {
       note("  turn " + std::to_string(i + 1) + " of " + std::to_string(options.repetitions) + ": " + peer.command);
       peer.tokens_per_second.push_back(run_peer(peer.command, done.row.test));
     }
-    if (!commands.empty() || i + 1 == options.repetitions) limits.push_back(MachineLimits::measured(bench.backend(), done.row.test.threads));
   }
-  done.row.limits = MachineLimits::mean(limits);
   return done;
 }
 
-std::string share_text(double rate, double limit) {
+std::string share_text(double share, double limit) {
   if (limit == 0) return "-";
   char text[32];
-  std::snprintf(text, sizeof(text), "%.0f%% of %.0f", 100 * rate / limit, limit / 1e9);
+  std::snprintf(text, sizeof(text), "%.0f%% of %.0f", 100 * share, limit / 1e9);
   return text;
 }
 
@@ -98,24 +99,25 @@ void print_table(const BenchModel& bench, const std::vector<Measurement>& measur
               std::string(dtype_name(bench.shape().dtype)).c_str(), static_cast<long long>(bench.shape().token_bytes()),
               bench.runner().backend().description().c_str());
   const bool on_device = !bench.runner().backend().host_readable();
-  std::printf("limits: %s, each measured before and after a row, and between turns with peers\n\n",
+  std::printf("limits: %s, each measured before and after every repetition; shares: the median of what each had around it\n\n",
               on_device ? "bytes read and written by a copy within the device" : "read bandwidth and fp32 FMA peak");
   std::printf("%-8s %6s %6s %10s %23s %6s %12s %8s %13s\n", "test", "batch", "depth", "tokens/s", "ms per step (min-max)", "GB/s",
               "of limit", "GFLOP/s", "of limit");
   for (const Measurement& measurement : measurements) {
     const BenchRow& row = measurement.row;
+    const MachineLimits limits = MachineLimits::mean(row.limits);
     const auto [seconds, low, high] = spread_of(row.step_seconds);
     char range[48];
     std::snprintf(range, sizeof(range), "%.2f (%.2f-%.2f)", seconds * 1e3, low * 1e3, high * 1e3);
     std::printf("%-8s %6d %6d %10.1f %23s %6.1f %12s %8.1f %13s\n", row.name(), row.test.batch, row.test.depth, row.tokens_per_second(), range,
-                row.bytes() / seconds / 1e9, share_text(row.bytes() / seconds, row.limits.bytes_per_second).c_str(), row.flops / seconds / 1e9,
-                share_text(row.flops / seconds, row.limits.flops_per_second).c_str());
+                row.bytes() / seconds / 1e9, share_text(row.bandwidth_share(), limits.bytes_per_second).c_str(), row.flops / seconds / 1e9,
+                share_text(row.peak_share(), limits.flops_per_second).c_str());
   }
   print_peers(measurements);
 }
 
 void print_json(const BenchModel& bench, const std::vector<Measurement>& measurements) {
-  const auto share = [](double rate, double limit) { return limit > 0 ? nlohmann::ordered_json(rate / limit) : nlohmann::ordered_json(); };
+  const auto known = [](double share) { return share > 0 ? nlohmann::ordered_json(share) : nlohmann::ordered_json(); };
   nlohmann::ordered_json out = {{"architecture", bench.config().architecture},
                                 {"parameters", bench.config().parameters()},
                                 {"weight_bytes", bench.runner().transformer().weight_bytes()},
@@ -131,7 +133,7 @@ void print_json(const BenchModel& bench, const std::vector<Measurement>& measure
   }
   for (const Measurement& measurement : measurements) {
     const BenchRow& row = measurement.row;
-    const double seconds = spread_of(row.step_seconds).median;
+    const MachineLimits limits = MachineLimits::mean(row.limits);
     out["results"].push_back({{"test", row.name()},
                               {"batch", row.test.batch},
                               {"depth_tokens", row.test.depth},
@@ -141,10 +143,10 @@ void print_json(const BenchModel& bench, const std::vector<Measurement>& measure
                               {"step_kv_bytes", row.kv_bytes},
                               {"step_flops", row.flops},
                               {"step_attention_flops", row.attention_flops},
-                              {"limit_bytes_per_second", row.limits.bytes_per_second},
-                              {"limit_flops_per_second", row.limits.flops_per_second},
-                              {"bandwidth_share", share(row.bytes() / seconds, row.limits.bytes_per_second)},
-                              {"peak_share", share(row.flops / seconds, row.limits.flops_per_second)}});
+                              {"limit_bytes_per_second", limits.bytes_per_second},
+                              {"limit_flops_per_second", limits.flops_per_second},
+                              {"bandwidth_share", known(row.bandwidth_share())},
+                              {"peak_share", known(row.peak_share())}});
     if (!measurement.peers.empty()) out["results"].back()["peers"] = peers_json(measurement);
   }
   std::printf("%s\n", out.dump(2).c_str());
