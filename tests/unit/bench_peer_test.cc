@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "server/bench_model.h"
+
 namespace headroom {
 namespace {
 
@@ -129,6 +131,16 @@ TEST(BenchPeerTest, Spread) {
   EXPECT_EQ(low, 1);
   EXPECT_EQ(high, 3);
   EXPECT_EQ(spread_of({4, 1, 2, 3}).median, 2.5);
+}
+
+// A machine that gives half in the second of three repetitions: what was done then is held against that.
+TEST(BenchRowTest, SharesAreOfWhatTheMachineGaveMeanwhile) {
+  const MachineLimits all{.bytes_per_second = 100, .flops_per_second = 1000}, half{.bytes_per_second = 50, .flops_per_second = 1000};
+  const BenchRow row{.test = kDecode, .weight_bytes = 60, .kv_bytes = 20, .flops = 100, .step_seconds = {1, 2, 2}, .limits = {all, all, half, half, half, all}};
+  EXPECT_DOUBLE_EQ(row.bandwidth_share(), 0.8);  // of 0.8, 0.8 and 0.53
+  EXPECT_DOUBLE_EQ(row.peak_share(), 0.05);
+  const BenchRow unknown{.step_seconds = {1}, .limits = {{}, {}}};
+  EXPECT_EQ(unknown.peak_share(), 0);
 }
 
 }  // namespace
