@@ -191,7 +191,7 @@ double peer_tokens_per_second(const std::string& output, const PeerTest& test) {
 }
 
 double run_peer(const std::string& command, const PeerTest& test) {
-  std::FILE* pipe = popen(command.c_str(), "r");
+  std::FILE* pipe = popen(command.c_str(), "r");  // NOLINT(cert-env33-c): who runs the benchmark has written it
   if (pipe == nullptr) throw std::runtime_error("the shell cannot be started for: " + command);
   std::string output;
   char block[4096];

@@ -59,7 +59,8 @@ double fragmentation_ratio(const Snapshot& s) {
 double more_full_requests(const Snapshot& s) {
   const int64_t tokens = s.facts.capacity.longest_request_tokens;
   if (tokens == 0) return 0;
-  return static_cast<double>(available_pages(s) / pages_for_tokens(tokens, s.facts.kv_shape.page_tokens));
+  const int64_t whole = available_pages(s) / pages_for_tokens(tokens, s.facts.kv_shape.page_tokens);
+  return static_cast<double>(whole);
 }
 double saving_ratio(const Snapshot& s) {
   const int64_t mha = s.facts.kv_shape.mha_token_bytes();
@@ -228,7 +229,7 @@ struct HistogramRow {
 // 1-2-5 up to the context of any model that is served.
 std::vector<double> token_bounds() {
   std::vector<double> bounds;
-  for (double decade = 1; decade <= 1e5; decade *= 10) {
+  for (const double decade : {1e0, 1e1, 1e2, 1e3, 1e4, 1e5}) {
     for (const double factor : {1.0, 2.0, 5.0}) bounds.push_back(decade * factor);
   }
   return bounds;

@@ -74,7 +74,7 @@ struct CompletionRequest {
 };
 
 // What a chat template is given.
-struct ChatInput {
+struct ChatInput {  // NOLINT(bugprone-exception-escape): Json's, which may allocate where it ends
   Json messages;            // array of objects, each with a string role and a string content
   Json tools;               // array or null
   Json template_arguments;  // object: chat_template_kwargs
@@ -82,7 +82,7 @@ struct ChatInput {
   bool continue_final_message = false;  // the reply goes on with the text of the last message
 };
 
-struct ChatRequest {
+struct ChatRequest {  // NOLINT(bugprone-exception-escape): the same
   GenerationFields generation;
   ChatInput chat;
 };

@@ -128,7 +128,7 @@ OptionRow bytes_row(std::string name, std::string group, std::string effect, Fie
 }
 
 // What `get` must be: a reference to the field of the options that it is given.
-#define FIELD(name) [](ServeOptions& o) -> auto& { return o.name; }
+#define FIELD(name) ([](ServeOptions& o) -> auto& { return o.name; })
 
 void add_model_rows(std::vector<OptionRow>& rows) {
   rows.push_back(text_row("model", "Model", "DIR|FILE.gguf", "", "model directory in Hugging Face layout, or a GGUF file; must be set",

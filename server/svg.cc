@@ -105,7 +105,8 @@ class Ruler {
     const double power = std::pow(10, std::floor(std::log10(raw)));
     const double digit = raw / power <= 1 ? 1 : raw / power <= 2 ? 2 : raw / power <= 5 ? 5 : 10;
     const double step = digit * power * unit;
-    for (double i = std::floor(low / step); i < std::ceil(high / step) + 0.5; ++i) ticks_.push_back(i * step);
+    const auto last = static_cast<int64_t>(std::ceil(high / step));
+    for (auto i = static_cast<int64_t>(std::floor(low / step)); i <= last; ++i) ticks_.push_back(static_cast<double>(i) * step);
   }
 
   void make_log(double low, double high) {
@@ -114,7 +115,8 @@ class Ruler {
     const double first = std::floor(power_of(low) + 1e-9);
     const double last = std::max(first + 1, std::ceil(power_of(high) - 1e-9));
     const double step = std::ceil((last - first) / 8);
-    for (double power = first; power < last + step; power += step) ticks_.push_back(std::pow(base, power));
+    const auto steps = static_cast<int64_t>(std::ceil((last - first) / step));
+    for (int64_t i = 0; i <= steps; ++i) ticks_.push_back(std::pow(base, first + static_cast<double>(i) * step));
   }
 
   ChartAxis axis_;

@@ -65,7 +65,7 @@ void ExpressionParser::note_unknown(const std::string& problem) {
 }
 
 void ExpressionParser::fail_if_unknown() const {
-  if (!unknown_.empty()) throw unknown_.front();
+  if (!unknown_.empty()) throw SyntaxError(unknown_.front());
 }
 
 void ExpressionParser::contain(Expression* parent, const ExpressionPtr& child) const {

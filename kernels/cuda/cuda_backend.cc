@@ -454,8 +454,7 @@ class CudaBackend final : public Backend {
     if (!step_.attention || step_.attention->options != options) {
       CHECK(!step_.is_decode) << "a program's layers cut attention as its first step showed";
       ++step_.attention_cuts;
-      AttentionWork& work = step_.attention.emplace();
-      work.options = options;
+      AttentionWork& work = step_.attention.emplace(AttentionWork{.options = options, .list = {}});
       cuda::make_work_list(batch, options, work.list);
       work.tiles = staging_.put(std::span<const cuda::AttentionTile>(work.list.tiles), stream_);
       work.units = staging_.put(std::span<const cuda::AttentionUnit>(work.list.units), stream_);

@@ -8,7 +8,7 @@ namespace headroom::cuda {
 namespace {
 
 constexpr size_t kAlignBytes = 256;
-constexpr size_t kStagingBytesMin = 256 * 1024;
+constexpr size_t kStagingBytesMin = size_t{256} << 10;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes; }
 std::string mebibytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }

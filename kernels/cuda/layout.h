@@ -59,8 +59,8 @@ constexpr int64_t weight_offset(int64_t n, int64_t k, int64_t cols) {
   const int64_t tile = n / kMmaRows * depth_tiles(cols) + k / kMmaDepth;
   const int row = static_cast<int>(n % kMmaRows), col = static_cast<int>(k % kMmaDepth);
   const int lane = row % 8 * 4 + col % 8 / 2;
-  const int element = col / 8 * 4 + row / 8 * 2 + col % 2;
-  return tile * kWeightTileElements + lane * 8 + element;
+  const int within = lane * 8 + col / 8 * 4 + row / 8 * 2 + col % 2;
+  return tile * kWeightTileElements + within;
 }
 
 // The rows of gate and up, `half` of each, take turns by eight: a tile has eight of gate and the eight of up that they are multiplied with,
@@ -79,7 +79,8 @@ constexpr int gate_up_row(int place, int half) {
 constexpr int64_t activation_offset(int64_t t, int64_t k, int64_t cols) {
   const int64_t tile = t / kMmaTokens * depth_tiles(cols) + k / kMmaDepth;
   const int row = static_cast<int>(t % kMmaTokens), col = static_cast<int>(k % kMmaDepth);
-  return tile * kTokenTileElements + (row * 4 + col % 8 / 2) * 4 + col / 8 * 2 + col % 2;
+  const int within = (row * 4 + col % 8 / 2) * 4 + col / 8 * 2 + col % 2;
+  return tile * kTokenTileElements + within;
 }
 
 // Of element (t, 8 · chunk), from element (t, 0) on; columns 2p and 2p + 1 of the chunk are 4p elements further.

@@ -9,7 +9,7 @@ namespace headroom::cuda {
 namespace {
 
 constexpr int32_t kPageTokensMax = 64;
-constexpr int64_t kStagingSlackBytes = 64 * 1024;  // alignment, and small arrays
+constexpr int64_t kStagingSlackBytes = int64_t{64} << 10;  // alignment, and small arrays
 
 void add_gemm(int32_t rows_max, const std::pair<int64_t, int64_t>& weight, int32_t multiprocessors, WorkspaceSizes& sizes) {
   const auto [outputs, cols] = weight;
