@@ -5,7 +5,7 @@
 //
 // Bits: an output is one chain over the pairs of k ascending, the same instruction whatever the number of rows; of quantised weights
 // a chain for each group, and one over the groups. Few rows read the panels once, straight from memory; for many a quantised
-// panel is widened once.
+// panel is widened once, and each of their tiles asks for a part of the next panel: the first alone would wait for all of it.
 #include "kernels/cpu/ops.h"
 
 #if defined(__x86_64__)
@@ -27,14 +27,18 @@ constexpr int kLanes = 16;
 constexpr int kVectors = static_cast<int>(kPanelRows) / kLanes;
 constexpr int kTileRows = 12;              // of x: 24 sums in 32 registers
 constexpr int64_t kRowsPerBlock = 40 * kTileRows;
-constexpr int64_t kPrefetchBytes = 4096;   // ahead of the panel's reader
+constexpr int64_t kPrefetchBytes = 4096;   // ahead of the reader of a panel that is read once
 
 // One pair of k of a panel's rows, as kVectors registers of [row][2].
 struct Pair {
   __m512bh rows[kVectors];
 };
 
-HEADROOM_BF16_TARGET inline void prefetch_panel(const std::byte* at) { _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0); }
+// What is asked of memory while a tile is multiplied: lines from `at` on, `step` bytes further with each step of the panel.
+struct Ahead {
+  const std::byte* at;
+  int64_t step;
+};
 
 // Pairs of a panel as they are stored: kPairs of them in kBytes.
 template <DType type>
@@ -42,8 +46,6 @@ struct StoredPairs {
   static constexpr int kPairs = 1;
   static constexpr int64_t kBytes = kPanelRows * 4;
   HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
-    prefetch_panel(at);
-    prefetch_panel(at + 64);
     pairs[0] = {{(__m512bh)_mm512_loadu_si512(at), (__m512bh)_mm512_loadu_si512(at + 64)}};
   }
 };
@@ -73,7 +75,6 @@ struct StoredPairs<DType::kI8> {
     return _mm512_mask_blend_epi8(negative, above, below);
   }
   HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
-    prefetch_panel(at);
     const __m512i quants = _mm512_loadu_si512(at);
     const __mmask64 negative = _mm512_movepi8_mask(quants);
     const __m512i low = looked_up(kBf16OfInt8.low, quants, negative), high = looked_up(kBf16OfInt8.high, quants, negative);
@@ -89,7 +90,6 @@ struct StoredPairs<DType::kI4> {
     return (__m512bh)_mm512_ternarylogic_epi32(at_bit_3, _mm512_set1_epi16(0x78), _mm512_set1_epi16(0x4180), 0xEA);
   }
   HEADROOM_BF16_TARGET static inline void load(const std::byte* at, Pair (&pairs)[kPairs]) {
-    prefetch_panel(at);
     const __m512i nibbles = _mm512_loadu_si512(at);
     pairs[0] = {{widened(_mm512_slli_epi16(nibbles, 3)), widened(_mm512_srli_epi16(nibbles, 1))}};
     pairs[1] = {{widened(_mm512_srli_epi16(nibbles, 5)), widened(_mm512_srli_epi16(nibbles, 9))}};
@@ -107,9 +107,12 @@ struct Output {
 };
 
 // sums[r] += pairs of x · pairs of the panel.
-template <class Pairs, int kRows>
-HEADROOM_BF16_TARGET inline void add_pairs(__m512 (&sums)[kRows][kVectors], const uint32_t* x, const std::byte* pairs, int64_t count) {
-  for (int64_t i = 0; i < count; i += Pairs::kPairs, pairs += Pairs::kBytes) {
+template <class Groups, int kRows>
+HEADROOM_BF16_TARGET inline void add_pairs(__m512 (&sums)[kRows][kVectors], const uint32_t* x, const std::byte* pairs, int64_t count, Ahead& ahead) {
+  using Pairs = typename Groups::Pairs;
+  for (int64_t i = 0; i < count; i += Pairs::kPairs, pairs += Pairs::kBytes, ahead.at += ahead.step) {
+    HEADROOM_UNROLL
+    for (int64_t line = 0; line < Groups::kAheadBytes; line += 64) __builtin_prefetch(ahead.at + line, 0, Groups::kAheadLocality);
     Pair w[Pairs::kPairs];
     Pairs::load(pairs, w);
     HEADROOM_UNROLL
@@ -167,11 +170,11 @@ struct PackedRows {
 
 // A tile of rows times a panel whose scales and quants, or whose bf16, `Groups` finds.
 template <class Groups, int kRows>
-HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const PackedRows& x, const Groups& groups) {
+HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const PackedRows& x, const Groups& groups, Ahead ahead) {
   __m512 sums[kRows][kVectors];
   clear<kRows>(sums);
   if constexpr (!Groups::kHasScales) {
-    add_pairs<typename Groups::Pairs, kRows>(sums, x.pairs, groups.pairs(0), groups.pairs_in_all);
+    add_pairs<Groups, kRows>(sums, x.pairs, groups.pairs(0), groups.pairs_in_all, ahead);
   } else {
     alignas(64) float total[kRows][kPanelRows] = {};
     for (int64_t g = 0; g < groups.count(); ++g) {
@@ -181,7 +184,7 @@ HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const PackedRows& x, 
       } else {
         clear<kRows>(sums);
       }
-      add_pairs<typename Groups::Pairs, kRows>(sums, x.pairs + g * (kQuantGroup / 2) * kRows, groups.pairs(g), count);
+      add_pairs<Groups, kRows>(sums, x.pairs + g * (kQuantGroup / 2) * kRows, groups.pairs(g), count, ahead);
       HEADROOM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups.scales(g)) + v));
@@ -201,12 +204,16 @@ HEADROOM_BF16_TARGET void multiply_tile(const Output& out, const PackedRows& x, 
   store<kRows>(out, sums);
 }
 
-// A panel as it is stored.
+// A panel as it is stored, read by one tile.
 template <DType type>
 struct StoredGroups {
   using Pairs = StoredPairs<type>;
+  static constexpr int64_t kAheadBytes = Pairs::kBytes;  // of each step
+  static constexpr int kAheadLocality = 3;  // into L1
   static constexpr bool kHasScales = is_quantized(type);
   static constexpr float kExcess = excess(type);
+  // Of the panel, by step of kPairs.
+  static constexpr int64_t kStepBytes = kHasScales ? static_cast<int64_t>(panel_group_bytes(type)) * Pairs::kPairs / (kQuantGroup / 2) : Pairs::kBytes;
   const std::byte* panel;
   int64_t pairs_in_all;
 
@@ -215,10 +222,18 @@ struct StoredGroups {
   const std::byte* pairs(int64_t g) const { return kHasScales ? scales(g) + kPanelScaleBytes : panel; }
 };
 
-// A quantised panel whose quants were widened to bf16 pairs.
+// A panel that several tiles read, one after the other.
+struct SharedGroups : StoredGroups<DType::kBF16> {
+  static constexpr int64_t kAheadBytes = 64;
+  static constexpr int kAheadLocality = 2;  // into L2: L1 has this one
+};
+
+// The same of a quantised panel, whose quants were widened to bf16 pairs.
 template <DType type>
 struct WidenedGroups {
   using Pairs = StoredPairs<DType::kBF16>;
+  static constexpr int64_t kAheadBytes = SharedGroups::kAheadBytes;
+  static constexpr int kAheadLocality = SharedGroups::kAheadLocality;
   static constexpr bool kHasScales = true;
   static constexpr float kExcess = excess(type);
   StoredGroups<type> stored;
@@ -250,10 +265,10 @@ HEADROOM_BF16_TARGET WidenedGroups<type> widen(const StoredGroups<type>& stored,
 }
 
 template <class Groups, int... kRows>
-void multiply_rows(const Output& out, const PackedRows& x, const Groups& groups, int64_t rows, std::integer_sequence<int, kRows...>) {
-  using Multiply = void (*)(const Output&, const PackedRows&, const Groups&);
+void multiply_rows(const Output& out, const PackedRows& x, const Groups& groups, Ahead ahead, int64_t rows, std::integer_sequence<int, kRows...>) {
+  using Multiply = void (*)(const Output&, const PackedRows&, const Groups&, Ahead);
   static constexpr Multiply kByRows[] = {multiply_tile<Groups, kRows + 1>...};
-  kByRows[rows - 1](out, x, groups);
+  kByRows[rows - 1](out, x, groups, ahead);
 }
 
 int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -293,28 +308,33 @@ HEADROOM_BF16_TARGET void pack_rows(uint32_t* packed, float* sums, Matrix x, int
   }
 }
 
+// Panels [first, last), of which this worker is likely to be given the one `stride` further on next.
 template <DType type>
 void multiply_panels(Matrix out, const PackedRows& packed, const PackedWeight& weight, const float* bias, std::byte* widened, int64_t first,
-                     int64_t last) {
+                     int64_t last, int64_t stride) {
   const int64_t pairs = (weight.cols() + 1) / 2, groups_of_row = (weight.cols() + kQuantGroup - 1) / kQuantGroup, tiles = tiles_of(out.rows);
+  const auto panel_bytes = static_cast<int64_t>(weight.panel_bytes());
   for (int64_t p = first; p < last; ++p) {
     const int64_t n = p * kPanelRows;
     const StoredGroups<type> stored{weight.panel(p), pairs};
+    const std::byte* next = weight.panel(std::min(p + stride, weight.panels() - 1));
     const auto multiply = [&](const auto& groups) {
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t begin = tile_begin(out.rows, i), rows = tile_begin(out.rows, i + 1) - begin;
         const Output to{out.row(begin) + n, out.stride, bias == nullptr ? nullptr : bias + n, std::min(kPanelRows, weight.rows() - n)};
         const PackedRows tile{packed.pairs + begin * pairs, packed.sums + begin * groups_of_row};
-        multiply_rows(to, tile, groups, rows, std::make_integer_sequence<int, kTileRows>());
+        const Ahead ahead = tiles == 1 ? Ahead{stored.panel + kPrefetchBytes, StoredGroups<type>::kStepBytes}
+                                       : Ahead{next + panel_bytes * i / tiles, (panel_bytes + pairs * tiles - 1) / (pairs * tiles)};
+        multiply_rows(to, tile, groups, ahead, rows, std::make_integer_sequence<int, kTileRows>());
       }
     };
-    if constexpr (is_quantized(type)) {
-      if (tiles > 1) {
-        multiply(widen(stored, widened));
-        continue;
-      }
+    if (tiles == 1) {
+      multiply(stored);
+    } else if constexpr (is_quantized(type)) {
+      multiply(widen(stored, widened));
+    } else {
+      multiply(SharedGroups{stored});
     }
-    multiply(stored);
   }
 }
 
@@ -335,7 +355,7 @@ void gemm_of_type(ThreadPool& pool, Scratch& scratch, Matrix out, Matrix x, cons
     pool.for_range(tiles_of(rows), std::max<int64_t>(1, rows_per_worker(x.cols) / kTileRows),
                    [&](int64_t begin, int64_t end) { pack_rows(packed, excess(type) != 0 ? sums : nullptr, x_block, begin, end); });
     pool.for_shared(weight.panels(), 1, [&](int worker, int64_t begin, int64_t end) {
-      multiply_panels<type>(out_block, {packed, sums}, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end);
+      multiply_panels<type>(out_block, {packed, sums}, weight, bias, widened + worker * widened_floats * static_cast<int64_t>(sizeof(float)), begin, end, pool.threads());
     });
   }
 }
