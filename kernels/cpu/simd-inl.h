@@ -59,13 +59,27 @@ struct Stored<DType::kI8> {
 template <DType type>
 using Element = typename Stored<type>::Element;
 
-// fp16 as it is stored, widened: NaN stays NaN, which Highway's scalar target would make a number.
+#undef HEADROOM_HALVES_IN_SOFTWARE
+#define HEADROOM_HALVES_IN_SOFTWARE ((HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2) || HWY_TARGET == HWY_SCALAR)
+
+// fp16 as it is stored, widened. Where the target has no instruction for it, Highway makes numbers of infinity and NaN.
 template <class V>
 HWY_INLINE VF widen_halves(V halves) {
   const DF d;
-  if constexpr (kLanes == 1) return hn::Set(d, f16_to_f32(hn::GetLane(halves)));
+#if HEADROOM_HALVES_IN_SOFTWARE
+  const hn::RebindToUnsigned<DF> d32;
+  const auto bits = hn::PromoteTo(d32, halves);
+  const auto magnitude = hn::And(bits, hn::Set(d32, 0x7FFFu));
+  // With the exponent where fp32 has it, 2^112 too small, subnormal or not: the product is exact.
+  const auto number = hn::BitCast(d32, hn::Mul(hn::BitCast(d, hn::ShiftLeft<13>(magnitude)), hn::Set(d, 0x1p112f)));
+  const auto not_finite = hn::VecFromMask(d32, hn::Gt(magnitude, hn::Set(d32, 0x7BFFu)));
+  const auto exponent = hn::And(not_finite, hn::Set(d32, 0x7F800000u));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(d32, 0x8000u)));
+  return hn::BitCast(d, hn::Or(hn::Or(number, exponent), sign));
+#else
   const hn::Rebind<hwy::float16_t, DF> half;
   return hn::PromoteTo(d, hn::BitCast(half, halves));
+#endif
 }
 
 // kLanes elements at `from` (any alignment) as fp32; of int8, without its scale.

@@ -132,9 +132,9 @@ class Prometheus:
     """The repository's configuration, with the targets and intervals of this test."""
 
     def __init__(self, targets):
+        config = read_yaml(os.path.join(DOCKER, "prometheus/prometheus.yml"))  # says so where there is no yaml
         import yaml
         self.folder = tempfile.mkdtemp(prefix="headroom-prometheus-")
-        config = read_yaml(os.path.join(DOCKER, "prometheus/prometheus.yml"))
         job = config["scrape_configs"][0]
         del job["dns_sd_configs"], job["relabel_configs"]
         job["static_configs"] = [{"targets": targets}]
