@@ -191,7 +191,8 @@ double peer_tokens_per_second(const std::string& output, const PeerTest& test) {
 }
 
 double run_peer(const std::string& command, const PeerTest& test) {
-  std::FILE* pipe = popen(command.c_str(), "r");  // NOLINT(cert-env33-c): who runs the benchmark has written it
+  // A shell is what --compare promises: pipes, cd, quotes. Its text comes from the command line of `headroom bench` alone, never from a request.
+  std::FILE* pipe = popen(command.c_str(), "r");  // NOLINT(cert-env33-c)
   if (pipe == nullptr) throw std::runtime_error("the shell cannot be started for: " + command);
   std::string output;
   char block[4096];
