@@ -108,9 +108,11 @@ SubmitError Engine::queue_full(TenantId tenant) const {
 }
 
 Engine::ReserveResult Engine::reserve(TenantId tenant, int32_t requests) {
-  if (requests > options_.scheduler.queue_requests_max) {
-    return SubmitError{SubmitError::Kind::invalid, std::to_string(requests) + " prompts are more than the queue has places, " +
-                                                       std::to_string(options_.scheduler.queue_requests_max)};
+  const SchedulerOptions& scheduler = options_.scheduler;
+  if (const int32_t own = scheduler.tenants[index_of(tenant)].queue_requests_max; requests > std::min(own, scheduler.queue_requests_max)) {
+    return SubmitError{SubmitError::Kind::invalid, std::to_string(requests) + " prompts are more than the queue has places" +
+                                                       (own < scheduler.queue_requests_max ? " for this API key, " : ", ") +
+                                                       std::to_string(std::min(own, scheduler.queue_requests_max))};
   }
   const auto now = Clock::now();
   const std::lock_guard lock(inbox_->mutex);
@@ -123,6 +125,11 @@ Engine::ReserveResult Engine::reserve(TenantId tenant, int32_t requests) {
   ++inbox_->refused_too_fast[index_of(tenant)];
   return SubmitError{SubmitError::Kind::too_fast, "this API key has used up its requests or tokens per minute; try again later",
                      inbox_->gate.seconds_until_allowed(tenant, now)};
+}
+
+bool Engine::may_wait_together(TenantId tenant, std::span<const int64_t> prompt_tokens) const {
+  const std::lock_guard lock(inbox_->mutex);
+  return inbox_->gate.has_room_when_empty(tenant, prompt_tokens);
 }
 
 Engine::Reservation::Reservation(Reservation&& other) noexcept
@@ -243,9 +250,16 @@ std::shared_ptr<const LiveView> Engine::live_view(std::chrono::milliseconds wait
     asked = ++inbox_->views_asked;
   }
   inbox_->work.notify_one();
-  std::unique_lock lock(view_mutex_);
-  view_made_.wait_for(lock, wait_max, [&] { return view_->asked >= asked; });
-  return view_;
+  {
+    std::unique_lock lock(view_mutex_);
+    if (view_made_.wait_for(lock, wait_max, [&] { return view_->asked >= asked; })) return view_;
+  }
+  EngineStats now = stats();
+  const std::lock_guard lock(view_mutex_);
+  if (!now.faulted) return view_;
+  auto last = std::make_shared<LiveView>(*view_);  // no thread may be left that makes another
+  last->stats = std::move(now);
+  return last;
 }
 
 // The engine thread; its step is in engine_step.cc.

@@ -101,6 +101,8 @@ class Engine {
   class Reservation;
   using ReserveResult = std::variant<Reservation, SubmitError>;
   ReserveResult reserve(TenantId tenant, int32_t requests);
+  // Whether the queue, empty, has room for prompts of so many tokens at once. If not, it is of no use to try again.
+  bool may_wait_together(TenantId tenant, std::span<const int64_t> prompt_tokens) const;
 
   using SubmitResult = std::variant<std::shared_ptr<TokenStream>, SubmitError>;
   // REQUIRES a place of the request's tenant left in `places`, which is used up unless the request is refused.
@@ -115,7 +117,8 @@ class Engine {
   bool drain(std::chrono::milliseconds grace, double stalled_seconds_max = std::numeric_limits<double>::infinity());
 
   EngineStats stats() const;
-  // Asks the engine thread, which answers between two steps, and waits for that for at most `wait_max`; then what it answered last.
+  // Asks the engine thread, which answers between two steps, and waits for that for at most `wait_max`; then what it answered last, with the
+  // latest stats if the engine has failed since.
   // Nothing is done for it while nobody asks.
   std::shared_ptr<const LiveView> live_view(std::chrono::milliseconds wait_max);
   const KvShape& kv_shape() const { return shape_; }

@@ -35,13 +35,14 @@ QueueGate::QueueGate(const SchedulerOptions& options, TimePoint now)
   }
 }
 
+int64_t QueueGate::allowed(int64_t own_max, int64_t free) const { return tenants_.size() == 1 ? own_max : std::min(free, own_max); }
+
 QueueGate::Refusal QueueGate::take_places(TenantId tenant, int32_t requests, TimePoint now) {
   CHECK_GE(requests, 1);
   Tenant& t = tenants_[index_of(tenant)];
   if (seconds_until_allowed(tenant, now) > 0) return Refusal::too_fast;
   const int64_t free = requests_max_ - requests_;
-  const int64_t places_max = tenants_.size() == 1 ? t.requests + free : std::min(free, t.requests_max);
-  if (requests > free || t.requests + requests > places_max) return Refusal::queue_full;
+  if (requests > free || t.requests + requests > allowed(t.requests_max, free)) return Refusal::queue_full;
   t.request_rate.take(requests, now);
   t.requests += requests;
   requests_ += requests;
@@ -59,14 +60,24 @@ bool QueueGate::add_prompt(TenantId tenant, int64_t tokens, TimePoint now) {
   Tenant& t = tenants_[index_of(tenant)];
   CHECK_LT(t.prompts, t.requests);
   const int64_t free = std::max<int64_t>(tokens_max_ - tokens_, 0);
-  const int64_t tenant_tokens_max = tenants_.size() == 1 ? INT64_MAX : std::min(free, t.tokens_max);
   if (prompts_ > 0 && tokens > free) return false;
-  if (t.prompts > 0 && t.tokens + tokens > tenant_tokens_max) return false;
+  if (t.prompts > 0 && t.tokens + tokens > allowed(t.tokens_max, free)) return false;
   t.token_rate.take(static_cast<double>(tokens), now);
   ++t.prompts;
   ++prompts_;
   t.tokens += tokens;
   tokens_ += tokens;
+  return true;
+}
+
+bool QueueGate::has_room_when_empty(TenantId tenant, std::span<const int64_t> prompts) const {
+  const Tenant& t = tenants_[index_of(tenant)];
+  int64_t waiting = 0;
+  for (const int64_t tokens : prompts) {
+    const int64_t free = std::max<int64_t>(tokens_max_ - waiting, 0);
+    if (waiting > 0 && (tokens > free || waiting + tokens > allowed(t.tokens_max, free))) return false;
+    waiting += tokens;
+  }
   return true;
 }
 

@@ -11,6 +11,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "engine/ids.h"
@@ -30,6 +31,8 @@ class QueueGate {
   void give_back(TenantId tenant, int32_t requests);
   // False: there is no room for them now. One prompt may exceed the bound where nobody waits, or it would be refused for ever.
   bool add_prompt(TenantId tenant, int64_t tokens, TimePoint now);
+  // Whether prompts of so many tokens, each at least 1, can wait together when nobody else does. If not, they never can.
+  bool has_room_when_empty(TenantId tenant, std::span<const int64_t> prompts) const;
   // A request was let in, or ended before.
   void leave(TenantId tenant, int64_t prompt_tokens);
   // Tokens were generated.
@@ -61,6 +64,9 @@ class QueueGate {
     int64_t tokens = 0;           // of those
     Bucket request_rate, token_rate;
   };
+
+  // Of what a tenant may have, with so much free.
+  int64_t allowed(int64_t own_max, int64_t free) const;
 
   const int64_t requests_max_;
   const int64_t tokens_max_;

@@ -63,7 +63,7 @@ struct RequestUsage {
   int32_t preemptions = 0;
 };
 
-// One token of one choice. `prompt_logprobs` comes once, with the first event of choice 0: one entry per prompt token, the first empty.
+// One token of one choice.
 struct TokenDelta {
   int32_t choice = 0;
   TokenId token = 0;

@@ -18,8 +18,6 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Admission Scheduler::submit(NewRequest request) {
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   Admission admission = can_ever_run(prompt_tokens, request.choices, request.generated_tokens_max, request.tenant);
-  admission.queue_requests = queue_requests_;
-  admission.queue_tokens = queue_tokens_;
   if (!admission.accepted()) return admission;
   // A prompt beyond the limit of tokens is still taken when nobody queues: it must not be refused for ever.
   const bool tokens_full = queue_requests_ > 0 && queue_tokens_ + prompt_tokens > options_.queue_tokens_max;

@@ -89,8 +89,6 @@ struct Admission {
   int64_t tokens_max = 0;
   int64_t pages_needed = 0;  // its worst case, all choices together
   int64_t pages_total = 0;   // exceeds_share: that its tenant may have
-  int64_t queue_requests = 0;  // before it
-  int64_t queue_tokens = 0;
 
   bool accepted() const { return status == AdmissionStatus::accepted; }
 };
@@ -163,7 +161,6 @@ struct SchedulerStats {
   int64_t prefix_hit_tokens_total = 0;
   int64_t evictions_total = 0;  // pages
   PageCounts pages;
-  int64_t live_allocated_tokens = 0;  // slots of live pages
   int64_t live_written_tokens = 0;    // of those, the ones that hold a token
 };
 

@@ -30,7 +30,6 @@ SchedulerStats Scheduler::stats() const {
   stats.prefix_hit_tokens_total = prefix_hit_tokens_total_;
   stats.evictions_total = allocator_.evictions_total();
   stats.pages = allocator_.counts();
-  stats.live_allocated_tokens = stats.pages.live * options_.page_tokens;
   stats.live_written_tokens = allocator_.live_written_tokens();
   return stats;
 }

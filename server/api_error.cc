@@ -8,8 +8,6 @@
 namespace headroom {
 namespace {
 
-constexpr std::string_view kUnavailableType = "service_unavailable_error";
-
 void write_nullable(JsonWriter* json, std::string_view key, std::string_view value) {
   json->key(key);
   if (value.empty()) {
@@ -19,15 +17,23 @@ void write_nullable(JsonWriter* json, std::string_view key, std::string_view val
   }
 }
 
-ApiError refused(const SubmitError& error, int status, std::string_view type, std::string_view code) {
+ApiError refused(const SubmitError& error, int status, std::string_view code) {
   return {.status = status,
           .message = error.message,
-          .type = std::string(type),
+          .type = std::string(error_type(status)),
           .code = std::string(code),
           .retry_after_seconds = error.retry_after_seconds};
 }
 
 }  // namespace
+
+std::string_view error_type(int status) {
+  if (status == 401) return "authentication_error";
+  if (status == 404) return "not_found_error";
+  if (status == 429) return "rate_limit_error";
+  if (status == 503) return "service_unavailable_error";
+  return status >= 500 ? "internal_server_error" : "invalid_request_error";
+}
 
 ApiError invalid_field(std::string_view param, std::string message) {
   return {.message = std::move(message), .param = std::string(param)};
@@ -36,7 +42,7 @@ ApiError invalid_field(std::string_view param, std::string message) {
 ApiError unavailable(std::string message, double retry_after_seconds) {
   return {.status = 503,
           .message = std::move(message),
-          .type = std::string(kUnavailableType),
+          .type = std::string(error_type(503)),
           .code = "unavailable",
           .retry_after_seconds = retry_after_seconds};
 }
@@ -56,13 +62,13 @@ ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens, int6
                                                                         : "context_length_exceeded",
               .numbers = {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", context_tokens}}};
     case SubmitError::Kind::queue_full:
-      return refused(error, 429, "rate_limit_error", "queue_full");
+      return refused(error, 429, "queue_full");
     case SubmitError::Kind::too_fast:
-      return refused(error, 429, "rate_limit_error", "rate_limit_exceeded");
+      return refused(error, 429, "rate_limit_exceeded");
     case SubmitError::Kind::draining:
-      return refused(error, 503, kUnavailableType, "draining");
+      return refused(error, 503, "draining");
     case SubmitError::Kind::faulted:
-      return refused(error, 503, kUnavailableType, "engine_faulted");
+      return refused(error, 503, "engine_faulted");
   }
   return unavailable("the engine refused the request");
 }

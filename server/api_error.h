@@ -32,6 +32,8 @@ ApiError unavailable(std::string message, double retry_after_seconds = 1);
 ApiError client_closed();
 ApiError from_submit_error(const SubmitError& error, int64_t prompt_tokens = 0, int64_t context_tokens = 0);
 
+// The `type` of errors that have no closer one.
+std::string_view error_type(int status);
 // {"error":{"message":…,"type":…,"param":…,"code":…}}
 std::string api_error_body(const ApiError& error);
 void respond_with_error(const ApiError& error, HttpResponse* response);

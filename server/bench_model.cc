@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/machine_probe.h"
 #include "kernels/device.h"
+#include "kernels/op_checks.h"
 
 namespace headroom {
 namespace {
@@ -202,6 +203,10 @@ void BenchModel::set_kv_heads(int32_t heads) {
   if (config_.query_heads % heads != 0) {
     throw std::runtime_error("--kv-heads " + std::to_string(heads) + " does not divide the " + std::to_string(config_.query_heads) +
                              " query heads");
+  }
+  if (config_.query_heads / heads > kQueryGroupMax) {
+    throw std::runtime_error("--kv-heads " + std::to_string(heads) + " leaves " + std::to_string(config_.query_heads / heads) +
+                             " query heads to each; at most " + std::to_string(kQueryGroupMax) + " can share one");
   }
   config_.kv_heads = heads;
 }

@@ -4,7 +4,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -12,6 +11,8 @@
 #include <cstring>
 #include <memory>
 #include <string_view>
+
+#include "server/command_line.h"
 
 namespace headroom {
 namespace {
@@ -63,11 +64,7 @@ int run_health(const std::vector<std::string>& arguments) {
   CLI::App app("Asks a running server whether it is ready; exit status 0 if it is", "headroom health");
   app.add_option("--host", host, "address of the server")->capture_default_str();
   app.add_option("--port", port, "port of the server")->check(CLI::Range(1, 65535))->capture_default_str();
-  try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  }
+  if (!parse_command_line(app, arguments)) return 0;
   const std::string at = host + ":" + std::to_string(port);
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
@@ -75,13 +72,16 @@ int run_health(const std::vector<std::string>& arguments) {
   if (const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); error != 0) {
     return not_ready(host + ": " + gai_strerror(error));
   }
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> address(found, freeaddrinfo);
-  const Socket socket(*address);
-  if (!socket.connect_to(*address)) return not_ready("no server at " + at + ": " + std::strerror(errno));
-  const std::string answer = socket.ask("GET /readyz HTTP/1.1\r\nHost: " + at + "\r\nConnection: close\r\n\r\n");
-  if (answer.starts_with("HTTP/1.1 200")) return 0;
-  const size_t body = answer.find("\r\n\r\n");
-  return not_ready(body == std::string::npos ? "no answer from " + at : answer.substr(body + 4));
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> addresses(found, freeaddrinfo);
+  for (const addrinfo* address = found; address != nullptr; address = address->ai_next) {
+    const Socket socket(*address);
+    if (!socket.connect_to(*address)) continue;
+    const std::string answer = socket.ask("GET /readyz HTTP/1.1\r\nHost: " + at + "\r\nConnection: close\r\n\r\n");
+    if (answer.starts_with("HTTP/1.1 200")) return 0;
+    const size_t body = answer.find("\r\n\r\n");
+    return not_ready(body == std::string::npos ? "no answer from " + at : answer.substr(body + 4));
+  }
+  return not_ready("no server at " + at + ": " + std::strerror(errno));
 }
 
 }  // namespace headroom

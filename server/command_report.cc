@@ -1,12 +1,12 @@
 #include "server/command_report.h"
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
 
 #include "kernels/device.h"
+#include "server/command_line.h"
 #include "server/options.h"
 #include "server/report.h"
 #include "server/report_html.h"
@@ -46,14 +46,7 @@ int run_report(const std::vector<std::string>& arguments) {
       ->check(CLI::Range(64, 1 << 20))
       ->capture_default_str();
   app.add_option("--prompt", options.prompt, "whose attention is shown; its first 40 tokens")->capture_default_str();
-  try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
-  } catch (const CLI::CallForHelp&) {
-    std::fputs(app.help().c_str(), stdout);
-    return 0;
-  } catch (const CLI::ParseError& error) {
-    throw std::runtime_error(std::string(error.what()) + "; see headroom report --help");
-  }
+  if (!parse_command_line(app, arguments)) return 0;
   for (const DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
     if (kv == dtype_name(type)) options.kv = type;
   }

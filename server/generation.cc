@@ -15,8 +15,10 @@ constexpr int kEventsPerPumpMax = 1024;
 constexpr milliseconds kSharedWait{2};
 // Entries of echoed log-probabilities, over all choices: each costs some 30 bytes of answer.
 constexpr int64_t kEchoedLogprobsMax = 1 << 21;
-// Tokens and log-probabilities that an answer may hold, over all choices of a prompt: some 300 bytes each until they are sent.
+// Tokens and log-probabilities that an answer may hold, over all choices: some 300 bytes each until they are sent; a sixteenth of that where
+// there is only text.
 constexpr int64_t kAnsweredEntriesMax = 1 << 20;
+constexpr int64_t kAnsweredTextTokensMax = kAnsweredEntriesMax * 16;
 
 bool contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
@@ -74,6 +76,10 @@ std::optional<ApiError> Generation::submit(std::vector<TokenizedPrompt> prompts,
 // All that can be refused without the engine, for every prompt, before the first is submitted.
 std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts) {
   const int64_t context = options_.context_tokens_max;
+  const bool are_listed = fields_.top_logprobs >= 0 || fields_.return_token_ids;
+  const int64_t entries_each = static_cast<int64_t>(prompts.size()) * fields_.choices * (std::max(fields_.top_logprobs, 0) + 1);
+  const int64_t entries_max = are_listed ? kAnsweredEntriesMax : kAnsweredTextTokensMax;
+  const auto answered_max = static_cast<int32_t>(entries_max / entries_each);
   int64_t echoed_logprobs = 0;
   for (TokenizedPrompt& prompt : prompts) {
     const auto prompt_tokens = static_cast<int64_t>(prompt.tokens.size());
@@ -88,12 +94,11 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
     }
     echoed_logprobs += prompt_tokens * fields_.choices * (std::max(fields_.top_logprobs, 0) + 1);
     auto run = std::make_unique<Run>();
-    // Who asks for no number gets what context and pool have room for.
-    const int64_t entries_each = int64_t{fields_.choices} * (std::max(fields_.top_logprobs, 0) + 1);
-    const auto answered_max = static_cast<int32_t>(kAnsweredEntriesMax / entries_each);
     if (fields_.generated_tokens_max.value_or(0) > answered_max) {
-      return invalid_field("max_tokens", "max_tokens times n times (logprobs + 1) must not exceed " + std::to_string(kAnsweredEntriesMax));
+      return invalid_field("max_tokens", std::string("max_tokens times prompts times n") + (are_listed ? " times (logprobs + 1)" : "") +
+                                             " must not exceed " + std::to_string(entries_max));
     }
+    // Who asks for no number gets what context and pool have room for.
     const int32_t room = std::clamp(engine_.generated_tokens_possible(prompt_tokens, fields_.choices, options_.tenant), 1, answered_max);
     const int32_t unasked = std::min(fields_.generated_tokens_default.value_or(INT32_MAX), room);
     run->generated_tokens_max = fields_.generated_tokens_max.value_or(unasked);
@@ -106,6 +111,12 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
   if (options_.echo && fields_.top_logprobs >= 0 && echoed_logprobs > kEchoedLogprobsMax) {
     return invalid_field("logprobs", "with echo, prompt tokens times n times (logprobs + 1) must not exceed " +
                                          std::to_string(kEchoedLogprobsMax));
+  }
+  std::vector<int64_t> prompt_tokens;
+  for (const auto& run : runs_) prompt_tokens.push_back(static_cast<int64_t>(run->prompt.size()));
+  if (!engine_.may_wait_together(options_.tenant, prompt_tokens)) {
+    return invalid_field("prompt", "the prompts have " + std::to_string(usage_.prompt_tokens) +
+                                       " tokens in all, for which the queue has no room even when it is empty: send fewer at once");
   }
   for (const auto& run : runs_) add_choices(run.get());
   open_runs_ = runs_.size();

@@ -35,7 +35,6 @@ class RequestFrame {
   // The client waits for "100 Continue" before it sends the body. True once.
   bool take_expect_continue();
   bool keep_alive() const { return keep_alive_; }
-  bool http_1_0() const { return http_1_0_; }
 
   // Complete: request line and known headers, ending in an empty line; and the decoded body.
   const std::string& head() const { return passed_; }

@@ -191,14 +191,6 @@ class SinkStream : public HttpStream {
   bool alive_ = true;
 };
 
-const char* error_type(int status) {
-  if (status == 401) return "authentication_error";
-  if (status == 404) return "not_found_error";
-  if (status == 429) return "rate_limit_error";
-  if (status == 503) return "overloaded_error";
-  return status >= 500 ? "server_error" : "invalid_request_error";
-}
-
 void set_error(HttpResponse& response, int status, std::string_view message) {
   response = HttpResponse{};
   response.status = status;
@@ -226,7 +218,7 @@ void log_exception(const Exchange& exchange, const char* where) {
 bool is_loopback(const std::string& host) { return host == "::1" || host == "localhost" || (host.starts_with("127.") && is_address(host)); }
 
 std::string http_error_body(int status, std::string_view message) {
-  return api_error_body({.status = status, .message = std::string(message), .type = error_type(status)});
+  return api_error_body({.status = status, .message = std::string(message), .type = std::string(error_type(status))});
 }
 
 struct HttpServer::Impl {
@@ -245,7 +237,6 @@ struct HttpServer::Impl {
   const HttpServerOptions options;
   const HttpObserver observer;
   std::multimap<std::string, Route> routes;
-  std::atomic<int32_t> generating{0};
   Formatter formatter;
   Listener listener;
   WorkerPool pool;  // last: its threads use all of the above
@@ -281,7 +272,7 @@ HttpServer::Impl::Impl(HttpServerOptions options_in, std::vector<Route> routes_i
   // What leaves the handler above can only be a lack of memory; the library's own answer would hold the exception's text.
   formatter.set_exception_handler([](const httplib::Request&, httplib::Response& response, const std::exception_ptr&) {
     response.status = 500;
-    response.set_content(R"({"error":{"message":"internal error","type":"server_error","param":null,"code":null}})", "application/json");
+    response.set_content(R"({"error":{"message":"internal error","type":"internal_server_error","param":null,"code":null}})", "application/json");
   });
   formatter.set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
     current_exchange->status = response.status;
@@ -309,7 +300,7 @@ void HttpServer::Impl::answer(std::unique_ptr<Connection> connection) {
   } catch (...) {
     log_exception(exchange, "response");
   }
-  if (exchange.holds_slot) generating.fetch_sub(1);
+  if (exchange.holds_slot) pool.end_lasting();
   current_exchange = nullptr;
   connection->keep_alive = connection->keep_alive && keep && !exchange.closing && !stream.failed();
   const double seconds = seconds_since(begin);
@@ -376,16 +367,13 @@ void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& res
     return set_error(response, 415, "the body must be JSON, sent with \"Content-Type: application/json\"");
   }
   if (route->generates) {
-    exchange.holds_slot = generating.fetch_add(1) < options.streams_max;
+    exchange.holds_slot = pool.begin_lasting();
     if (!exchange.holds_slot) {
-      generating.fetch_sub(1);
-      set_error(response, 503, "all " + std::to_string(options.streams_max) + " streams are in use; try again");
+      set_error(response, 503, "all " + std::to_string(options.streams_max) + " streams are in use, or the system has no thread for one more; try again");
       response.headers.emplace_back("Retry-After", "1");
       return;
     }
   }
-  in.method = request.method;
-  in.path = request.path;
   const size_t question = request.target.find('?');
   if (question != std::string::npos) in.query = request.target.substr(question + 1);
   in.host = request.get_header_value("Host");
@@ -393,7 +381,9 @@ void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& res
   in.body = std::move(exchange.connection.frame.body());
   in.request_id = exchange.request_id;
   in.client_gone = [&connection = exchange.connection] { return connection.peer_gone(); };
+  in.body_dropped = [&connection = exchange.connection] { connection.forget_body(); };
   route->handle(in, response);
+  in.drop_body();
 }
 
 // A web page elsewhere whose name is made to mean this machine (DNS rebinding) is of the same origin to a browser; only the name that the

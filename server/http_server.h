@@ -28,7 +28,7 @@ struct HttpServerOptions {
   int32_t pending_requests_max = 1024;  // whole requests that wait for a worker; one more is answered 503
   int32_t connections_max = 2048;       // one more: the one idle, or slow, for longest is closed
   int64_t body_bytes_max = 16 << 20;    // more: 413
-  int64_t buffered_bytes_max = 256 << 20;  // of all bodies being received; more: 503
+  int64_t buffered_bytes_max = 256 << 20;  // of all bodies that are received or not read yet; more: 503
   double read_seconds_max = 10;         // for a request to arrive; a body may take longer at 16 KiB/s or more
   double write_seconds_max = 10;        // of one write: a client that does not read is cut
   double keep_alive_seconds_max = 5;
@@ -38,14 +38,19 @@ struct HttpServerOptions {
 };
 
 struct HttpRequest {
-  std::string method;
-  std::string path;        // without query
   std::string query;
   std::string body;
   std::string host, origin;  // headers of these names; empty without
   std::string request_id;  // X-Request-Id if well-formed, else the trace id of traceparent, else made here; echoed in the response
   TenantId tenant{};       // of the API key that was used; 0 without keys
   std::function<bool()> client_gone;  // true once the peer has closed; cheap enough for every 50 ms; valid while the request is
+  std::function<void()> body_dropped;
+
+  // The body was read. A handler that goes on for long says so, and others may send theirs.
+  void drop_body() {
+    body = std::string();
+    if (body_dropped) body_dropped();
+  }
 };
 
 // What a streaming handler writes to. write() is false when the client is gone or too slow: stop then.
@@ -73,7 +78,7 @@ struct Route {
   std::string path;  // literal; a GET route answers HEAD too
   bool generates = false;
   bool is_public = false;
-  std::function<void(const HttpRequest&, HttpResponse&)> handle;
+  std::function<void(HttpRequest&, HttpResponse&)> handle;
 };
 
 // Called after each answered request: what the metrics count. `path` is the route's, or "other"; `method` one of GET, HEAD, POST or "other".

@@ -15,7 +15,7 @@ namespace {
 // is always the last element of its parent, which does not move while the child is open.
 class JsonBuilder : public nlohmann::json_sax<Json> {
  public:
-  JsonBuilder(std::string_view text, const JsonLimits& limits) : text_(text), limits_(limits) {}
+  JsonBuilder(std::string_view text, const JsonLimits& limits, int64_t* values) : text_(text), limits_(limits), values_(*values) {}
 
   bool null() override { return add(Json(nullptr)) != nullptr; }
   bool boolean(bool value) override { return add(Json(value)) != nullptr; }
@@ -100,7 +100,7 @@ class JsonBuilder : public nlohmann::json_sax<Json> {
   Json root_;
   std::vector<Json*> open_;
   std::string key_;
-  int64_t values_ = 0;
+  int64_t& values_;
   std::optional<ApiError> error_;
 };
 
@@ -111,13 +111,14 @@ std::string to_text(double value) {
 
 }  // namespace
 
-std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits) {
+std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits, int64_t* values_read) {
   // To the parser a zero byte is the end, and what stands behind it would go unread; JSON has none.
   if (const size_t zero = text.find('\0'); zero != text.npos) {
     return ApiError{.message = "the body is not valid JSON in UTF-8: it breaks at byte " + std::to_string(zero + 1) + " of " + std::to_string(text.size()),
                     .code = "invalid_json"};
   }
-  JsonBuilder builder(text, limits);
+  int64_t values = 0;
+  JsonBuilder builder(text, limits, values_read == nullptr ? &values : values_read);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }

@@ -25,7 +25,8 @@ struct JsonLimits {
   int64_t members_max = 4096;    // of one object
 };
 
-std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits = {});
+// `values_read`, if there is one, is counted on from what texts before had: values_max is then for all of them.
+std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits = {}, int64_t* values_read = nullptr);
 
 // The integer that `value` is: 3 and 3.0, never true, "3", 1.5 or 1e20.
 std::optional<int64_t> exact_integer(const Json& value);

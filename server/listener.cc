@@ -68,8 +68,15 @@ int port_of(int fd) {
 
 Connection::~Connection() {
   close(fd_);
-  buffered_bytes_ -= counted_bytes_;
+  count_bytes(0);
 }
+
+void Connection::count_bytes(int64_t bytes) {
+  buffered_bytes_ += bytes - counted_bytes_;
+  counted_bytes_ = bytes;
+}
+
+void Connection::forget_body() { count_bytes(static_cast<int64_t>(unread_.capacity())); }
 
 bool Connection::peer_gone() const {
   pollfd poll_fd{.fd = fd_, .events = POLLRDHUP, .revents = 0};
@@ -209,11 +216,6 @@ void Listener::unwatch(Connection& connection) {
   connection.watched_ = false;
 }
 
-void Listener::count_bytes(Connection& connection, int64_t bytes) {
-  buffered_bytes_ += bytes - connection.counted_bytes_;
-  connection.counted_bytes_ = bytes;
-}
-
 void Listener::read_some(Connection& connection) {
   std::array<char, kReadBytes> buffer;
   const ssize_t count = recv(connection.fd_, buffer.data(), buffer.size(), 0);
@@ -234,7 +236,7 @@ void Listener::advance(std::unique_ptr<Connection> connection) {
   const size_t taken = frame.consume(connection->unread_);
   connection->unread_.erase(0, taken);
   connection->unread_.shrink_to_fit();
-  count_bytes(*connection, static_cast<int64_t>(frame.body().capacity() + connection->unread_.capacity()));
+  connection->count_bytes(static_cast<int64_t>(frame.body().capacity() + connection->unread_.capacity()));
   if (frame.state() == RequestFrame::State::failed) {
     refuse(*connection, frame.status(), frame.message());
   } else if (frame.state() == RequestFrame::State::complete) {
@@ -263,7 +265,7 @@ void Listener::refuse(Connection& connection, int status, const char* message) {
   connection.phase_begin_ = Clock::now();
   connection.frame.reset();
   connection.unread_.clear();
-  count_bytes(connection, 0);
+  connection.count_bytes(0);
 }
 
 void Listener::take_finished() {

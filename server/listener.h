@@ -25,7 +25,7 @@ namespace headroom {
 struct ListenerOptions {
   FramingLimits framing;
   size_t connections_max = 2048;           // one more: the one that has been idle, or slow, for longest is closed
-  int64_t buffered_bytes_max = 256 << 20;  // of all bodies being gathered; more: 503
+  int64_t buffered_bytes_max = 256 << 20;  // of all bodies that are gathered or not read yet; more: 503
   double read_seconds_max = 10;            // for a head; a body may take longer if it keeps body_bytes_per_second_min
   double body_bytes_per_second_min = 16 << 10;
   double keep_alive_seconds_max = 5;
@@ -34,14 +34,15 @@ struct ListenerOptions {
 
 class Connection {
  public:
-  // `buffered_bytes`: the memory that unread input takes is counted in there for as long as it lives.
-  Connection(int fd, FramingLimits limits, int64_t* buffered_bytes) : frame(limits), fd_(fd), buffered_bytes_(*buffered_bytes) {}
+  // `buffered_bytes`: the memory that input takes is counted in there until it is read.
+  Connection(int fd, FramingLimits limits, std::atomic<int64_t>* buffered_bytes) : frame(limits), fd_(fd), buffered_bytes_(*buffered_bytes) {}
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
   int fd() const { return fd_; }
   bool peer_gone() const;  // has closed or reset, or at least ended its side
+  void forget_body();      // the worker has taken it out of `frame` and read it: it is counted no more
 
   RequestFrame frame;
   bool keep_alive = true;  // after this request; the worker may clear it
@@ -50,9 +51,11 @@ class Connection {
   friend class Listener;
   using Clock = std::chrono::steady_clock;
 
+  void count_bytes(int64_t bytes);
+
   const int fd_;
   std::string unread_;           // came after the end of the request: the next one, pipelined
-  int64_t& buffered_bytes_;      // of all connections
+  std::atomic<int64_t>& buffered_bytes_;  // of all connections
   int64_t counted_bytes_ = 0;    // of this one, in there
   int32_t requests_ = 0;
   bool watched_ = false;         // by epoll
@@ -93,7 +96,6 @@ class Listener {
   void keep(std::unique_ptr<Connection> connection);
   void unwatch(Connection& connection);
   void set_accepting(bool accepting);
-  void count_bytes(Connection& connection, int64_t bytes);
 
   const ListenerOptions options_;
   const Dispatch dispatch_;
@@ -101,7 +103,7 @@ class Listener {
   int listen_fd_ = -1, epoll_fd_ = -1, wake_fd_ = -1;
   int port_ = 0;
   bool accepting_ = false;
-  int64_t buffered_bytes_ = 0;
+  std::atomic<int64_t> buffered_bytes_{0};
   int64_t dispatched_ = 0;  // connections that workers hold
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::atomic<bool> stopping_{false};

@@ -258,7 +258,8 @@ bool flatten_content(Json* content) {
 }
 
 // Clients send a call's arguments as JSON in a string; templates print them as an object.
-std::optional<std::string> parse_tool_calls(Json* message, const ApiLimits& limits) {
+// `values_read` counts what all arguments of a request hold.
+std::optional<std::string> parse_tool_calls(Json* message, const ApiLimits& limits, int64_t* values_read) {
   const auto calls = message->find("tool_calls");
   if (calls == message->end() || calls->is_null()) return std::nullopt;
   if (!calls->is_array()) return "tool_calls must be an array";
@@ -273,8 +274,9 @@ std::optional<std::string> parse_tool_calls(Json* message, const ApiLimits& limi
     if (arguments.is_object()) continue;
     if (!arguments.is_string()) return "the arguments of tool_calls must be a JSON object in a string";
     const auto& text = arguments.get_ref<const std::string&>();
-    Parsed<Json> parsed = text.empty() ? Parsed<Json>(Json::object()) : read_json(text, limits.json);
+    Parsed<Json> parsed = text.empty() ? Parsed<Json>(Json::object()) : read_json(text, limits.json, values_read);
     Json* json = std::get_if<Json>(&parsed);
+    if (*values_read > limits.json.values_max) return "the arguments of tool_calls hold more than " + std::to_string(limits.json.values_max) + " values in all";
     if (json == nullptr || !json->is_object()) return "the arguments of tool_calls must be a JSON object in a string";
     arguments = std::move(*json);
   }
@@ -282,11 +284,11 @@ std::optional<std::string> parse_tool_calls(Json* message, const ApiLimits& limi
 }
 
 // What is wrong with a message, or nothing; it then has a string as role and as content.
-std::optional<std::string> normalize_message(Json* message, const ApiLimits& limits) {
+std::optional<std::string> normalize_message(Json* message, const ApiLimits& limits, int64_t* values_read) {
   if (!message->is_object()) return "must be an object";
   const auto role = message->find("role");
   if (role == message->end() || !role->is_string()) return "must have a role, a string";
-  if (std::optional<std::string> fault = parse_tool_calls(message, limits)) return fault;
+  if (std::optional<std::string> fault = parse_tool_calls(message, limits, values_read)) return fault;
   const bool may_lack_content = is_text(*role, "assistant");
   Json& content = (*message)["content"];
   if (content.is_null() && may_lack_content) {
@@ -304,8 +306,9 @@ void read_messages(FieldReader* fields, const ApiLimits& limits, ChatInput* chat
     return fields->fail("messages", "must be an array of 1 to " + std::to_string(limits.messages_max) + " messages");
   }
   chat->messages = *field;
+  int64_t values_read = 0;
   for (size_t i = 0; i < chat->messages.size(); ++i) {
-    if (const std::optional<std::string> fault = normalize_message(&chat->messages[i], limits)) {
+    if (const std::optional<std::string> fault = normalize_message(&chat->messages[i], limits, &values_read)) {
       return fields->fail("messages", "[" + std::to_string(i) + "] " + *fault);
     }
   }
@@ -454,6 +457,8 @@ Parsed<DetokenizeRequest> parse_detokenize_request(std::string_view body, const 
   const Json* tokens = fields.find("tokens");
   if (tokens == nullptr || !tokens->is_array()) {
     fields.fail("tokens", "must be an array of token ids");
+  } else if (static_cast<int64_t>(tokens->size()) > limits.context_tokens_max) {
+    fields.fail("tokens", "must have at most " + std::to_string(limits.context_tokens_max) + " token ids, this model's context");
   } else {
     read_token_ids(&fields, "tokens", *tokens, limits, &request.tokens);
   }

@@ -53,11 +53,11 @@ class Api {
     CHECK(!options_.model_names.empty());
   }
 
-  void completions(const HttpRequest& request, HttpResponse& response);
-  void chat_completions(const HttpRequest& request, HttpResponse& response);
-  void tokenize(const HttpRequest& request, HttpResponse& response);
-  void detokenize(const HttpRequest& request, HttpResponse& response);
-  void attention(const HttpRequest& request, HttpResponse& response);
+  void completions(HttpRequest& request, HttpResponse& response);
+  void chat_completions(HttpRequest& request, HttpResponse& response);
+  void tokenize(HttpRequest& request, HttpResponse& response);
+  void detokenize(HttpRequest& request, HttpResponse& response);
+  void attention(HttpRequest& request, HttpResponse& response);
   void models(HttpResponse& response);
   void model(const std::string& name, HttpResponse& response);
   void capacity(const HttpRequest& request, HttpResponse& response);
@@ -111,10 +111,11 @@ Parsed<std::vector<TokenId>> Api::tokenize_input(const ServedModel& served, cons
                          : tokenize_text(served, std::get<std::string>(asked.input), asked.add_special_tokens, "prompt");
 }
 
-void Api::completions(const HttpRequest& request, HttpResponse& response) {
+void Api::completions(HttpRequest& request, HttpResponse& response) {
   ServedPtr served = served_or_refuse(&response);
   if (served == nullptr) return;
   auto parsed = parse_completion_request(request.body, served->limits, served->defaults);
+  request.drop_body();
   if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
   CompletionRequest& completion = std::get<CompletionRequest>(parsed);
   if (const auto error = check_model(completion.generation.model)) return respond_with_error(*error, &response);
@@ -126,7 +127,9 @@ void Api::completions(const HttpRequest& request, HttpResponse& response) {
   for (Prompt& prompt : completion.prompts) {
     if (auto* ids = std::get_if<std::vector<TokenId>>(&prompt)) {
       std::string text;
-      if (completion.echo) text = served->tokenizer.decode(*ids, completion.generation.skip_special_tokens);
+      // Ids beyond the context are refused below, and their text could be long.
+      const bool fits = static_cast<int64_t>(ids->size()) <= served->limits.context_tokens_max;
+      if (completion.echo && fits) text = served->tokenizer.decode(*ids, completion.generation.skip_special_tokens);
       prompts.push_back({std::move(*ids), std::move(text)});
       continue;
     }
@@ -139,10 +142,11 @@ void Api::completions(const HttpRequest& request, HttpResponse& response) {
            std::move(prompts), std::move(std::get<Engine::Reservation>(places)), &response);
 }
 
-void Api::chat_completions(const HttpRequest& request, HttpResponse& response) {
+void Api::chat_completions(HttpRequest& request, HttpResponse& response) {
   ServedPtr served = served_or_refuse(&response);
   if (served == nullptr) return;
   auto parsed = parse_chat_request(request.body, served->limits, served->defaults);
+  request.drop_body();
   if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
   ChatRequest& chat = std::get<ChatRequest>(parsed);
   if (const auto error = check_model(chat.generation.model)) return respond_with_error(*error, &response);
@@ -241,7 +245,7 @@ void Api::answer_stream(Answer* answer, HttpStream* stream) const {
   }
 }
 
-void Api::tokenize(const HttpRequest& request, HttpResponse& response) {
+void Api::tokenize(HttpRequest& request, HttpResponse& response) {
   const ServedPtr served = served_or_refuse(&response);
   if (served == nullptr) return;
   const auto parsed = parse_tokenize_request(request.body, served->limits);
@@ -267,7 +271,7 @@ void Api::tokenize(const HttpRequest& request, HttpResponse& response) {
   json.end_object();
 }
 
-void Api::detokenize(const HttpRequest& request, HttpResponse& response) {
+void Api::detokenize(HttpRequest& request, HttpResponse& response) {
   const ServedPtr served = served_or_refuse(&response);
   if (served == nullptr) return;
   const auto parsed = parse_detokenize_request(request.body, served->limits);
@@ -278,7 +282,7 @@ void Api::detokenize(const HttpRequest& request, HttpResponse& response) {
   json.begin_object().key("prompt").string(served->tokenizer.decode(asked.tokens, false)).end_object();
 }
 
-void Api::attention(const HttpRequest& request, HttpResponse& response) {
+void Api::attention(HttpRequest& request, HttpResponse& response) {
   const ServedPtr served = served_or_refuse(&response);
   if (served == nullptr) return;
   if (served->attention == nullptr) {
@@ -365,11 +369,11 @@ void Api::metrics(HttpResponse& response) {
 std::vector<Route> api_routes(ApiOptions options) {
   const auto api = std::make_shared<Api>(std::move(options));
   std::vector<Route> routes;
-  const auto post = [&](const char* path, void (Api::*handler)(const HttpRequest&, HttpResponse&)) {
+  const auto post = [&](const char* path, void (Api::*handler)(HttpRequest&, HttpResponse&)) {
     routes.push_back({.method = "POST",
                       .path = path,
                       .generates = true,
-                      .handle = [api, handler](const HttpRequest& request, HttpResponse& response) {
+                      .handle = [api, handler](HttpRequest& request, HttpResponse& response) {
                         (api.get()->*handler)(request, response);
                       }});
   };

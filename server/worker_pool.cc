@@ -15,11 +15,18 @@ WorkerPool::WorkerPool(size_t threads_min, size_t threads_max, size_t pending_ma
       start_thread_(start_thread ? std::move(start_thread)
                                  : [](std::function<void()> run) { return std::thread(std::move(run)); }),
       idle_time_(idle_time) {
-  const std::lock_guard lock(mutex_);
-  for (size_t i = 0; i < threads_min; ++i) start_one();
+  try {
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < threads_min; ++i) start_one();
+  } catch (...) {
+    end();
+    throw;
+  }
 }
 
-WorkerPool::~WorkerPool() {
+WorkerPool::~WorkerPool() { end(); }
+
+void WorkerPool::end() {
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;  // from here on none leaves by itself
@@ -36,7 +43,7 @@ bool WorkerPool::submit(Job job) {
     try {
       start_one();
     } catch (const std::exception&) {
-      return false;  // no thread, or no memory for one: those that run may be streams that last for minutes
+      if (threads_.size() == lasting_) return false;  // no thread, or no memory for one, and those that run may do so for minutes
     }
   }
   try {
@@ -47,6 +54,23 @@ bool WorkerPool::submit(Job job) {
   idle_least_ = std::min(idle_least_, idle_ - std::min(idle_, jobs_.size()));
   work_.notify_one();
   return true;
+}
+
+bool WorkerPool::begin_lasting() {
+  const std::lock_guard lock(mutex_);
+  if (threads_needed() >= threads_max_) return false;
+  try {
+    while (threads_.size() <= threads_needed()) start_one();
+  } catch (const std::exception&) {
+    return false;
+  }
+  ++lasting_;
+  return true;
+}
+
+void WorkerPool::end_lasting() {
+  const std::lock_guard lock(mutex_);
+  --lasting_;
 }
 
 size_t WorkerPool::threads() const {
@@ -80,7 +104,7 @@ void WorkerPool::run_one(std::unique_lock<std::mutex>& lock) {
 void WorkerPool::count_surplus() {
   const Clock::time_point now = Clock::now();
   if (now - period_begin_ < idle_time_) return;
-  surplus_ = std::min(idle_least_, threads_.size() - threads_min_);
+  surplus_ = std::min(idle_least_, threads_.size() - threads_needed());
   idle_least_ = idle_ - std::min(idle_, jobs_.size());
   period_begin_ = now;
 }
@@ -95,7 +119,7 @@ void WorkerPool::thread_main(Threads::iterator self) {
       if (!jobs_.empty()) continue;
       if (ending_) return;
       count_surplus();
-      if (surplus_ > 0) break;
+      if (surplus_ > 0 && threads_.size() > threads_needed()) break;
     }
     --surplus_;
     --idle_;

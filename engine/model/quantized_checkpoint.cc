@@ -289,7 +289,7 @@ QuantizedMatrix packed_matrix(const Module& module) {
   }
   const int64_t words = m.codes.info->dims[1];
   m.bits = m.cols <= words * 4 ? 8 : 4;
-  if (m.cols < 1 || m.rows != m.codes.info->dims[0] ||
+  if (m.cols < 1 || m.cols > words * 8 || m.rows != m.codes.info->dims[0] ||
       words != (m.cols + m.codes_per_word() - 1) / m.codes_per_word()) {
     module.fail("tensor " + printable(m.codes.info->name) + " is " + m.codes.info->description() +
                 ", which are no codes of 4 or 8 bits of [" + std::to_string(m.rows) + ", " + std::to_string(m.cols) +

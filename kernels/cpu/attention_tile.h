@@ -27,7 +27,8 @@ constexpr size_t kPartsPerWorker = 6;
 // KV heads whose tiles are worked on together, and rows of a tile up to which they are: more would not fit into L1.
 constexpr size_t kHeadsTogether = 4;
 constexpr int kRowsTogether = 8;
-// Bytes that the states of splits may take before they are merged; more tiles are done in turns.
+// Bytes that the states of splits may take before they are merged; more tiles are done in turns. One alone may take more: a state for each
+// kSplitKeys of its context.
 constexpr size_t kPartialBytesMax = 1 << 20;
 
 // `tokens` rows from `first_row` on, of one sequence and one KV head.

@@ -568,7 +568,7 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   const bool groups_go_round =
       workers == 1 || groups.size() >= workers * kTilesPerWorker || splits_of_all(groups) == static_cast<int64_t>(groups.size());
   if (groups_go_round) return attend_tiles({pool, call, tiles, groups, worker_memory});
-  // In waves of groups whose partial states stay within a fixed room, whatever the contexts.
+  // In waves of groups whose partial states stay within a fixed room, or of a group alone, whose states grow with its context.
   const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
   for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
     for (int64_t states = 0; end < groups.size(); ++end) {

@@ -77,6 +77,9 @@ ThreadPool::ThreadPool(int threads)
     throw std::runtime_error("cannot start " + std::to_string(threads_) + " compute threads, the system allowed " +
                              std::to_string(started) + " (" + error.what() +
                              "): lower --threads or raise the process limit");
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 

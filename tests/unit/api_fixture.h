@@ -39,6 +39,7 @@ struct ApiSetup {
   std::vector<TokenId> eos = {kEos};
   bool has_template = true;
   const AttentionProbe* attention = nullptr;
+  EngineObserver* observer = nullptr;
   std::chrono::milliseconds ping_after{10'000};
   std::chrono::milliseconds client_poll_period{5};
 };
@@ -95,7 +96,7 @@ inline std::unique_ptr<Engine> make_api_engine(const ApiSetup& setup) {
   options.scheduler.tenants.resize(std::max<size_t>(setup.tenants.size(), 1));
   options.eos_token_ids = setup.eos;
   return std::make_unique<Engine>(std::move(options), kApiShape, std::make_unique<FakeRunner>(std::move(runner)),
-                                  nullptr);
+                                  setup.observer);
 }
 
 class ApiUnderTest {
@@ -154,8 +155,6 @@ class ApiUnderTest {
     return call(method, path, std::move(request), &stream);
   }
   Reply call(const std::string& method, const std::string& path, HttpRequest request, RecordingStream* stream) {
-    request.method = method;
-    request.path = path;
     request.request_id = "r1";
     HttpResponse response;
     route(method, path).handle(request, response);

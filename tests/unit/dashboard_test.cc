@@ -221,6 +221,22 @@ TEST(LiveFeed, EndsWithTheDrainAndWaitsForTheModel) {
   EXPECT_THAT(error_text(page.get("/v1/live")), HasSubstr("being loaded"));
 }
 
+// Who watches when the engine thread ends is told so, and does not keep the server from ending.
+TEST(LiveFeed, EndsWithTheEngineThread) {
+  struct Thrower : EngineObserver {
+    void on_step(const StepObservation&) override { throw std::runtime_error("no memory"); }
+  } thrower;
+  ApiSetup setup;
+  setup.observer = &thrower;
+  Page page(setup);
+  Watcher watcher(INT_MAX);
+  std::future<void> watching = std::async(std::launch::async, [&] { page.get("/v1/live").stream(watcher); });
+  EXPECT_EQ(page.api.complete(R"("prompt":"a","max_tokens":3)").status, 500);
+  page.api.engine->drain(std::chrono::seconds(5));
+  ASSERT_EQ(watching.wait_for(std::chrono::seconds(5)), std::future_status::ready);
+  EXPECT_TRUE(watcher.frames.back().at("fault").get<bool>());
+}
+
 // The engine is asked once for all watchers, and hardly at all while nothing happens.
 TEST(LiveFeed, FramesAreSharedAndRareAtRest) {
   Page page;

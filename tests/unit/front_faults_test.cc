@@ -179,7 +179,7 @@ TEST_F(Front, ReadersThatStallHoldUpNobodyAndAreCut) {
   std::atomic<bool> in_time{true};
   const int port = start(setup, [&](std::vector<Route>* routes) {
     for (Route& route : *routes) {  // measures the write that fails
-      route.handle = [&, handle = route.handle](const HttpRequest& request, HttpResponse& response) {
+      route.handle = [&, handle = route.handle](HttpRequest& request, HttpResponse& response) {
         handle(request, response);
         if (!response.stream) return;
         response.stream = [&, run = std::move(response.stream)](HttpStream& out) {
@@ -257,7 +257,7 @@ TEST_F(Front, AnExceptionInAStreamEndsItWithAnErrorEvent) {
   const int port = start({}, [](std::vector<Route>* routes) {
     for (Route& route : *routes) {
       if (route.path != "/v1/completions") continue;
-      route.handle = [handle = route.handle](const HttpRequest& request, HttpResponse& response) {
+      route.handle = [handle = route.handle](HttpRequest& request, HttpResponse& response) {
         handle(request, response);
         response.stream = [run = std::move(response.stream)](HttpStream& out) {
           out.write("data: {\"begun\":true}\n\n");

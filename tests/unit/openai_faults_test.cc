@@ -114,6 +114,45 @@ TEST(Errors, AFullQueueIs429) {
   EXPECT_THAT(never.body, testing::HasSubstr("more than the queue has places"));
 }
 
+// What an answer may hold is bounded over all of its prompts; text alone takes less.
+TEST(Errors, AnswersAreBoundedOverAllPrompts) {
+  ApiSetup setup;
+  setup.scheduler.context_tokens_max = 1 << 20;
+  setup.scheduler.pages_total = 1 << 17;
+  ApiUnderTest api(setup);
+  const auto ask = [&](const std::string& prompts, int tokens, const std::string& more = "") {
+    return api.complete("\"prompt\":[" + prompts + "],\"max_tokens\":" + std::to_string(tokens) + ",\"stop\":[\"b\"]" + more);
+  };
+  const std::string eight = R"("a","a","a","a","a","a","a","a")";
+  EXPECT_EQ(ask(eight, 65536, R"(,"logprobs":1)").status, 200);
+  const Reply listed = ask(eight, 65537, R"(,"logprobs":1)");
+  EXPECT_EQ(listed.status, 400);
+  EXPECT_THAT(listed.body, testing::HasSubstr("max_tokens times prompts times n times (logprobs + 1) must not exceed 1048576"));
+  EXPECT_EQ(ask(eight, 500000).status, 200);
+}
+
+// What no waiting helps is no 429.
+TEST(Errors, WhatTheQueueNeverHasRoomForIs400) {
+  ApiSetup setup;
+  setup.scheduler.queue_tokens_max = 30;
+  setup.scheduler.tenants = {{.queue_requests_max = 2}};
+  ApiUnderTest api(setup);
+  const std::string ten(10, 'a');
+  const auto ask = [&](int prompts) {
+    std::string body = R"("max_tokens":1,"prompt":[")" + ten + '"';
+    for (int i = 1; i < prompts; ++i) body += ",\"" + ten + '"';
+    return api.complete(body + "]");
+  };
+  EXPECT_EQ(ask(2).status, 200);
+  const Reply places = ask(3);
+  EXPECT_EQ(places.status, 400);
+  EXPECT_THAT(places.body, testing::HasSubstr("more than the queue has places for this API key, 2"));
+  const Reply tokens = api.complete(R"("max_tokens":1,"prompt":[")" + std::string(25, 'a') + R"(",")" + ten + "\"]");
+  EXPECT_EQ(tokens.status, 400) << tokens.body;
+  EXPECT_THAT(tokens.body, testing::HasSubstr("no room even when it is empty"));
+  EXPECT_TRUE(api.becomes_idle());
+}
+
 TEST(Errors, AModelThatGivesNoNumbers) {
   ApiSetup setup;
   setup.runner.nan_after_token = 'm';

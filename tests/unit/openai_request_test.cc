@@ -315,6 +315,21 @@ TEST(ChatRequest, ArgumentsOfToolCallsBecomeObjects) {
   }
 }
 
+// The bound on the values of a body is for what its strings hold as well, all together.
+TEST(ChatRequest, TheArgumentsOfAllToolCallsAreBoundedTogether) {
+  ApiLimits limits = kLimits;
+  limits.json.values_max = 100;
+  const auto ask = [&](int calls) {
+    std::string all;
+    for (int i = 0; i < calls; ++i) {
+      all += std::string(i == 0 ? "" : ",") + R"({"function":{"name":"f","arguments":"{\"a\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}"}})";  // 20 values
+    }
+    return parse_chat_request(R"({"messages":[{"role":"assistant","tool_calls":[)" + all + "]}]}", limits, {});
+  };
+  value(ask(5));
+  EXPECT_THAT(fault(ask(6)), HasSubstr("the arguments of tool_calls hold more than 100 values in all"));
+}
+
 TEST(ChatRequest, RefusesOtherMessages) {
   const std::pair<const char*, const char*> cases[] = {
       {"[]", "must be an array of 1 to 4096 messages"},
@@ -396,6 +411,10 @@ TEST(DetokenizeRequest, TakesIds) {
   EXPECT_THAT(value(parse_detokenize_request(R"({"tokens":[]})", kLimits)).tokens, IsEmpty());
   EXPECT_THAT(fault(parse_detokenize_request(R"({"tokens":[1000]})", kLimits)), HasSubstr("integers from 0 to 999"));
   EXPECT_THAT(fault(parse_detokenize_request("{}", kLimits)), HasSubstr("tokens must be an array"));
+  std::string many = "1";
+  for (int i = 1; i < 4096; ++i) many += ",1";
+  EXPECT_EQ(value(parse_detokenize_request("{\"tokens\":[" + many + "]}", kLimits)).tokens.size(), 4096u);
+  EXPECT_THAT(fault(parse_detokenize_request("{\"tokens\":[" + many + ",1]}", kLimits)), HasSubstr("tokens must have at most 4096 token ids"));
 }
 
 // Whatever a client sends, the answer is a value: a request within its bounds, or a 400 that names a library nowhere.

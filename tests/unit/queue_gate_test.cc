@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -79,6 +80,30 @@ TEST(QueueGate, OwnLimitsOfATenant) {
   EXPECT_FALSE(gate.add_prompt(kA, 3, kStart));
   EXPECT_TRUE(gate.add_prompt(kA, 2, kStart));
   EXPECT_EQ(gate.take_places(kB, 20, kStart), Refusal::none);
+}
+
+TEST(QueueGate, OwnLimitsOfTheOnlyTenant) {
+  QueueGate gate(options_of(100, 1000, {{.queue_requests_max = 3, .queue_tokens_max = 10}}), kStart);
+  EXPECT_EQ(places_for(gate, kA), 3);
+  EXPECT_TRUE(gate.add_prompt(kA, 8, kStart));
+  EXPECT_FALSE(gate.add_prompt(kA, 3, kStart));
+  EXPECT_TRUE(gate.add_prompt(kA, 2, kStart));
+}
+
+// What it says of an empty queue is what an empty queue does.
+TEST(QueueGate, KnowsWhatItNeverHasRoomFor) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<TenantLimits> tenants(1 + random() % 2);
+    if (random() % 2 == 0) tenants[0].queue_tokens_max = 1 + random() % 100;
+    std::vector<int64_t> prompts(1 + random() % 4);
+    for (int64_t& tokens : prompts) tokens = 1 + random() % 60;
+    QueueGate gate(options_of(10, 100, tenants), kStart);
+    ASSERT_EQ(gate.take_places(kA, static_cast<int32_t>(prompts.size()), kStart), Refusal::none);
+    const bool expected = gate.has_room_when_empty(kA, prompts);
+    const bool seen = std::all_of(prompts.begin(), prompts.end(), [&](int64_t tokens) { return gate.add_prompt(kA, tokens, kStart); });
+    EXPECT_EQ(seen, expected);
+  }
 }
 
 TEST(QueueGate, RequestsPerMinute) {

@@ -75,13 +75,63 @@ TEST(WorkerPool, RefusesWorkWhenTheSystemHasNoThreadAndGoesOnWhenItHas) {
     gate.wait();
     ++done;
   }));
-  EXPECT_FALSE(pool.submit([&] { ++done; }));  // the only thread is busy, for who knows how long
+  EXPECT_TRUE(pool.submit([&] { ++done; }));  // the only thread is busy, but not for long
   open.set_value();
-  wait_until([&] { return done == 1; });
+  wait_until([&] { return done == 2; });
   bool accepted = false;  // once the thread is idle again
   wait_until([&] { return accepted = accepted || pool.submit([&] { ++done; }); });
-  wait_until([&] { return done == 2; });
+  wait_until([&] { return done == 3; });
   EXPECT_EQ(pool.threads(), 1u);
+}
+
+// Jobs that last begin only where threads_min threads are left for the others, whatever the system gives.
+TEST(WorkerPool, LastingJobsLeaveTheReserveWhenTheSystemHasNoMoreThreads) {
+  std::atomic<int> starts_left{5};
+  std::promise<void> open;
+  const std::shared_future<void> gate = open.get_future().share();
+  std::atomic<int> began{0}, refused{0}, done{0};
+  WorkerPool pool(2, 16, 16, [&](std::function<void()> run) {
+    if (starts_left-- <= 0) throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+    return std::thread(std::move(run));
+  });
+  for (int i = 1; i <= 6; ++i) {
+    ASSERT_TRUE(pool.submit([&, gate] {
+      if (!pool.begin_lasting()) return void(++refused);
+      ++began;
+      gate.wait();
+      pool.end_lasting();
+    }));
+    wait_until([&] { return began + refused == i; });
+  }
+  EXPECT_EQ(began, 3) << "of five threads two are kept";
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(pool.submit([&] { ++done; }));
+  wait_until([&] { return done == 10; });
+  open.set_value();
+  wait_until([&] { return pool.submit([&] {
+    if (pool.begin_lasting()) {
+      ++began;
+      pool.end_lasting();
+    }
+  }) && began > 3; });
+}
+
+TEST(WorkerPool, LastingJobsAreBoundedByThreadsMax) {
+  WorkerPool pool(1, 3, 4);
+  EXPECT_TRUE(pool.begin_lasting());
+  EXPECT_TRUE(pool.begin_lasting());
+  EXPECT_FALSE(pool.begin_lasting());
+  EXPECT_EQ(pool.threads(), 3u);
+  pool.end_lasting();
+  EXPECT_TRUE(pool.begin_lasting());
+}
+
+TEST(WorkerPool, AReserveThatCannotBeHadIsAnExceptionAndNotTheEnd) {
+  int starts_left = 3;
+  EXPECT_THROW(WorkerPool(8, 16, 16, [&](std::function<void()> run) {
+                 if (starts_left-- <= 0) throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+                 return std::thread(std::move(run));
+               }),
+               std::system_error);
 }
 
 // A burst of jobs leaves no threads behind, though there is always a little to do, at which all of them take turns.
