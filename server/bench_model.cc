@@ -9,6 +9,7 @@
 #include "kernels/cpu/machine_probe.h"
 #include "kernels/device.h"
 #include "kernels/op_checks.h"
+#include "server/model_shapes.h"
 
 namespace headroom {
 namespace {
@@ -124,7 +125,7 @@ std::vector<int32_t> BenchSequences::last_rows() const {
 
 BenchModel::BenchModel(BenchOptions options)
     : options_(std::move(options)),
-      opened_(options_.model.empty() ? OpenModel{.config = ModelConfig::load(options_.shape)} : open_model(options_.model)),
+      opened_(options_.model.empty() ? OpenModel{.config = load_runnable_shape(options_.shape)} : open_model(options_.model)),
       config_(opened_.config),
       random_(1) {
   const int32_t deepest = *std::max_element(options_.depths.begin(), options_.depths.end());

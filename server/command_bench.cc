@@ -173,7 +173,7 @@ int run_bench(const std::vector<std::string>& arguments) {
   bool json = false;
   CLI::App app("Measures prefill and decode against this machine's read bandwidth and FMA peak", "headroom bench");
   auto* model = app.add_option("--model", options.model, "model directory or GGUF file; its own weights are used");
-  app.add_option("--shape", options.shape, "config.json of a shape; random weights are used")->excludes(model);
+  app.add_option("--shape", options.shape, "config.json of a shape, or the name of a published one; random weights are used [smollm2-135m]")->excludes(model);
   app.add_option("--weights", options.weight_type, "what matrices are kept as: fp32, bf16, fp16, int8, int4 [as stored; bf16 where they are random]");
   app.add_option("--kv", options.kv_type, "element type of the KV cache")->capture_default_str();
   app.add_option("--device", options.device, "what computes")->check(CLI::IsMember(device_names()))->capture_default_str();
@@ -181,7 +181,7 @@ int run_bench(const std::vector<std::string>& arguments) {
   app.add_option("--cuda-graphs", options.cuda_graphs, "decode steps on a device are recorded once and replayed")->capture_default_str();
   app.add_option("--async-scheduling", options.async_scheduling, "a device's next step is launched while it is at work on the last")
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "0: one per core")->capture_default_str();
+  app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024))->capture_default_str();
   app.add_option("--kv-heads", options.kv_heads, "of a shape: another number of KV heads; 0: its own")
       ->excludes(model)
       ->check(CLI::Range(0, 1 << 16));
@@ -200,7 +200,7 @@ int run_bench(const std::vector<std::string>& arguments) {
       ->allow_extra_args(false);
   app.add_flag("--json", json, "print JSON");
   if (!parse_command_line(app, arguments)) return 0;
-  if (options.model.empty() && options.shape.empty()) options.shape = "configs/models/smollm2-135m.json";
+  if (options.model.empty() && options.shape.empty()) options.shape = "smollm2-135m";
 
   note("loading " + (options.model.empty() ? options.shape + " with random weights" : options.model));
   BenchModel bench(options);

@@ -1,9 +1,13 @@
 #include "server/command_report.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 #include "kernels/device.h"
 #include "server/command_line.h"
@@ -18,13 +22,36 @@ namespace {
 constexpr const char* kPrompt =
     "The password for Anna is walnut. The password for Clara is stone. The password for Anna is";
 
-// Opened before anything is measured: a path that cannot be written should not cost a minute.
-std::ofstream open_output(const std::string& path) {
-  std::ofstream out(path, std::ios::binary);
-  if (!out)
-    throw std::runtime_error("--output: " + path + " cannot be written; name a file in a directory that exists");
-  return out;
-}
+// A file that appears whole or not at all. Opened before anything is measured: a path that cannot be written should not cost a minute.
+class OutputFile {
+ public:
+  explicit OutputFile(const std::string& path) : path_(path) {
+    // What is no file, such as a terminal, is written as it is.
+    std::error_code ignored;
+    const bool is_special = std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored);
+    draft_ = is_special ? path : path + ".draft-" + std::to_string(getpid());
+    out_.open(draft_, std::ios::binary);
+    if (!out_) throw std::runtime_error("--output: " + path + " cannot be written; name a file in a directory that exists");
+  }
+  ~OutputFile() {
+    std::error_code ignored;
+    if (draft_ != path_) std::filesystem::remove(draft_, ignored);
+  }
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write(const std::string& text) {
+    out_ << text;
+    out_.close();
+    if (!out_) throw std::runtime_error("--output: " + path_ + " could not be written to its end; is the disk full?");
+    if (draft_ != path_) std::filesystem::rename(draft_, path_);
+  }
+
+ private:
+  const std::string path_;
+  std::string draft_;
+  std::ofstream out_;
+};
 
 }  // namespace
 
@@ -54,13 +81,11 @@ int run_report(const std::vector<std::string>& arguments) {
     throw std::runtime_error("--model: " + options.model +
                              " is not a directory; name one with config.json, tokenizer.json and model.safetensors");
   }
-  std::ofstream out = open_output(output);
+  OutputFile out(output);
   const Report report = make_report(options, [](int step, int steps, const std::string& what) {
     std::fprintf(stderr, "[%d/%d] %s\n", step, steps, what.c_str());
   });
-  out << report_html(report);
-  out.close();
-  if (!out) throw std::runtime_error("--output: " + output + " could not be written to its end; is the disk full?");
+  out.write(report_html(report));
   std::fprintf(stderr, "%s: measured in %.1f s\n", output.c_str(), report.seconds);
   return 0;
 }

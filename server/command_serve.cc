@@ -18,12 +18,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "engine/model/open_model.h"
+#include "engine/tokenizer/utf8.h"
 #include "kernels/check.h"
 #include "server/dashboard.h"
 #include "server/http_server.h"
 #include "server/logging.h"
 #include "server/metrics.h"
-#include "engine/model/open_model.h"
 #include "server/model_loader.h"
 #include "server/openai_routes.h"
 #include "server/options.h"
@@ -34,7 +35,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Takes SIGTERM and SIGINT on a thread of its own: the first one asks for the end, the second one is the end.
+// Takes SIGTERM, SIGINT and SIGHUP on a thread of its own: the first one asks for the end, the second one is the end.
 // Made before any other thread, which all inherit that these signals are blocked.
 class EndSignal {
  public:
@@ -43,6 +44,8 @@ class EndSignal {
     sigemptyset(&signals_);
     sigaddset(&signals_, SIGTERM);
     sigaddset(&signals_, SIGINT);
+    struct sigaction hangup {};
+    if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaddset(&signals_, SIGHUP);  // nohup ignores it
     CHECK_EQ(pthread_sigmask(SIG_BLOCK, &signals_, nullptr), 0);
     thread_ = std::thread([this] { thread_main(); });
   }
@@ -94,15 +97,36 @@ void raise_descriptor_limit() {
   if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot raise the number of file descriptors; see ulimit -n");
 }
 
+// Each stream is a connection, and each connection a descriptor. Where fewer of these are to be had, streams are refused before probes are.
+HttpServerOptions with_room_for_probes(HttpServerOptions http) {
+  constexpr int64_t kOtherDescriptors = 32;
+  constexpr int32_t kProbes = 16;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    const auto possible = static_cast<int32_t>(std::clamp<int64_t>(static_cast<int64_t>(limit.rlim_cur) - kOtherDescriptors, 1, INT32_MAX));
+    if (possible < http.connections_max) {
+      spdlog::warn("--connections-max is {} and not {}: the system allows {} file descriptors; raise `ulimit -n`", possible, http.connections_max, limit.rlim_cur);
+      http.connections_max = possible;
+    }
+  }
+  const int32_t streams = http.connections_max - std::min(http.reserve_workers + kProbes, (http.connections_max + 3) / 4);
+  if (std::max(streams, 1) < http.streams_max) {
+    spdlog::warn("--streams-max is {} and not {}: of {} connections some are kept for probes; raise --connections-max", std::max(streams, 1), http.streams_max,
+                 http.connections_max);
+    http.streams_max = std::max(streams, 1);
+  }
+  return http;
+}
+
 // The C library keeps freed blocks below a threshold, which rises to the largest block that was ever freed: left to itself, memory that a
 // flood of large bodies took would stay with the process.
 void give_large_blocks_back() { mallopt(M_MMAP_THRESHOLD, 256 << 10); }
 
 std::vector<std::string> served_names(const ServeOptions& options) {
   if (!options.served_model_names.empty()) return options.served_model_names;
-  std::filesystem::path path = std::filesystem::path(options.model).lexically_normal();
+  std::filesystem::path path = std::filesystem::absolute(options.model).lexically_normal();
   if (!path.has_filename()) path = path.parent_path();
-  return {(is_gguf_path(path) ? path.stem() : path.filename()).string()};
+  return {replace_invalid_utf8((is_gguf_path(path) ? path.stem() : path.filename()).string())};
 }
 
 // The server from its first socket to its last answer. The model comes later than the listener, so that probes see why it is not ready.
@@ -110,7 +134,7 @@ class Serving {
  public:
   Serving(const ServeOptions& options, const BackendChooser& choose, const EndSignal& end)
       : options_(options), choose_(choose), end_(end), names_(served_names(options)), routes_(all_routes()), metrics_(names_.front(), handlers()) {
-    http_ = std::make_unique<HttpServer>(options_.http, routes_, [this](auto path, auto method, int status, double seconds) {
+    http_ = std::make_unique<HttpServer>(with_room_for_probes(options_.http), routes_, [this](auto path, auto method, int status, double seconds) {
       metrics_.observe_http(path, method, status, seconds);
     });
     metrics_.set_not_ready_reason([this] { return not_ready_reason(); });
@@ -167,6 +191,7 @@ class Serving {
     for (const Tenant& tenant : options_.tenants) api.tenant_names.push_back(tenant.name);
     api.metrics_public = options_.http.metrics_public;
     api.seed_key = random_key();
+    api.parsed_bytes_max = options_.http.buffered_bytes_max;
     api.served = [this]() -> std::shared_ptr<const ServedModel> {
       const auto loaded = model();
       return loaded == nullptr ? nullptr : std::shared_ptr<const ServedModel>(loaded, &*loaded->served);

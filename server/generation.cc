@@ -86,7 +86,7 @@ std::optional<ApiError> Generation::prepare(std::vector<TokenizedPrompt> prompts
     if (prompt_tokens == 0) return invalid_field("prompt", "the prompt is empty: send at least one token");
     const int64_t asked = fields_.generated_tokens_max.value_or(1);
     if (prompt_tokens + asked > context) {
-      return ApiError{.message = "this model's context is " + std::to_string(context) + " tokens; the prompt has " +
+      return ApiError{.message = "this model's maximum context length is " + std::to_string(context) + " tokens; the prompt has " +
                                  std::to_string(prompt_tokens) + ", and " + std::to_string(asked) +
                                  " are to be generated",
                       .code = "context_length_exceeded",

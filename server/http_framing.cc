@@ -97,6 +97,9 @@ size_t RequestFrame::consume_head(std::string_view input) {
     if (++trailer_bytes_ > 4) return fail(400, "the request does not begin with a request line"), taken;
     ++taken;
   }
+  if (head_.empty() && taken < input.size() && !is_token(input.substr(taken, 1))) {
+    return fail(400, "this port speaks HTTP: a request begins with its method (https:// is for a proxy in front)"), taken;
+  }
   const size_t before = head_.size();
   const size_t room = limits_.head_bytes_max + 1 - std::min(limits_.head_bytes_max + 1, before);
   const std::string_view offered = input.substr(taken, room);

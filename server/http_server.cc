@@ -215,8 +215,6 @@ void log_exception(const Exchange& exchange, const char* where) {
 
 }  // namespace
 
-bool is_loopback(const std::string& host) { return host == "::1" || host == "localhost" || (host.starts_with("127.") && is_address(host)); }
-
 std::string http_error_body(int status, std::string_view message) {
   return api_error_body({.status = status, .message = std::string(message), .type = std::string(error_type(status))});
 }
@@ -344,7 +342,7 @@ void HttpServer::Impl::respond(const httplib::Request& request, httplib::Respons
 
 void HttpServer::Impl::handle(const httplib::Request& request, HttpResponse& response) {
   Exchange& exchange = *current_exchange;
-  if (options.check_host_name && !is_own_name(request.get_header_value("Host"))) {
+  if (options.check_host_name && listener.is_local() && !is_own_name(request.get_header_value("Host"))) {
     return set_error(response, 421, "this server listens on its own machine alone: ask it as localhost or by its address, or start it with --host-names");
   }
   std::string allowed;
@@ -412,7 +410,7 @@ bool HttpServer::Impl::authorize(const httplib::Request& request, const Route* r
   if (route != nullptr && (route->is_public || (route->path == "/metrics" && options.metrics_public))) return true;
   const std::string header = request.get_header_value("Authorization");
   constexpr std::string_view kBearer = "Bearer ";
-  if (header.compare(0, kBearer.size(), kBearer) != 0) return false;
+  if (!same_name(std::string_view(header).substr(0, kBearer.size()), kBearer)) return false;
   const ApiKey* key = find_api_key(options.api_keys, std::string_view(header).substr(kBearer.size()));
   if (key == nullptr) return false;
   tenant = key->tenant;

@@ -21,7 +21,7 @@ namespace headroom {
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   int port = 8000;                      // 0: any free one
-  bool check_host_name = false;         // a Host that is neither an address nor localhost nor one of host_names is answered 421
+  bool check_host_name = false;         // where only this machine is listened to, a Host that is neither an address nor localhost nor one of host_names is answered 421
   std::vector<std::string> host_names;
   int32_t streams_max = 1280;           // requests that generate at the same time; one more is answered 503
   int32_t reserve_workers = 8;          // kept for /livez, /readyz, /metrics and other short answers
@@ -86,9 +86,6 @@ using HttpObserver = std::function<void(std::string_view path, std::string_view 
 
 // {"error":{"message","type","param":null,"code":null}}: the form of every error that this layer answers.
 std::string http_error_body(int status, std::string_view message);
-
-// Whether an address to listen on is reached from this machine alone.
-bool is_loopback(const std::string& host);
 
 class HttpServer {
  public:

@@ -112,6 +112,7 @@ std::string to_text(double value) {
 }  // namespace
 
 std::variant<Json, ApiError> read_json(std::string_view text, const JsonLimits& limits, int64_t* values_read) {
+  if (text.empty()) return ApiError{.message = "the body is empty: it must be a JSON object", .code = "invalid_json"};
   // To the parser a zero byte is the end, and what stands behind it would go unread; JSON has none.
   if (const size_t zero = text.find('\0'); zero != text.npos) {
     return ApiError{.message = "the body is not valid JSON in UTF-8: it breaks at byte " + std::to_string(zero + 1) + " of " + std::to_string(text.size()),

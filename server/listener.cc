@@ -23,7 +23,6 @@
 namespace headroom {
 namespace {
 
-constexpr size_t kReadBytes = 64 << 10;
 constexpr int kTickMilliseconds = 50;         // how late a deadline may be noticed, and accept() tried again after a failure
 constexpr double kDiscardSecondsMax = 2;      // for a peer to read why it was refused
 constexpr double kEarlySeconds = 0.2;         // a client is cut this much before its time is over, to be gone by then
@@ -56,12 +55,23 @@ int listen_on(const addrinfo& address) {
   return -1;
 }
 
-int port_of(int fd) {
+sockaddr_storage address_of(int fd) {
   sockaddr_storage address{};
   socklen_t length = sizeof address;
   CHECK(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) == 0);
+  return address;
+}
+
+int port_of(const sockaddr_storage& address) {
   return ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
                                              : reinterpret_cast<const sockaddr_in&>(address).sin_port);
+}
+
+// 127.0.0.0/8, also as IPv6 maps it, or ::1.
+bool is_loopback(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) return ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr) >> 24 == 127;
+  const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(&v6) || (IN6_IS_ADDR_V4MAPPED(&v6) && v6.s6_addr[12] == 127);
 }
 
 }  // namespace
@@ -106,11 +116,16 @@ void Listener::bind(const std::string& host, int port) {
   const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
   if (error != 0) throw std::runtime_error("host \"" + host + "\" is not known (" + gai_strerror(error) + "): set --host");
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, freeaddrinfo);
-  for (const addrinfo* address = found; address != nullptr && listen_fd_ < 0; address = address->ai_next) {
-    listen_fd_ = listen_on(*address);
+  // A name of both families, as localhost is, means IPv4 to most clients.
+  for (const bool v4 : {true, false}) {
+    for (const addrinfo* address = found; address != nullptr && listen_fd_ < 0; address = address->ai_next) {
+      if ((address->ai_family == AF_INET) == v4) listen_fd_ = listen_on(*address);
+    }
   }
   if (listen_fd_ < 0) throw std::runtime_error(bind_error(host, port, errno));
-  port_ = port_of(listen_fd_);
+  const sockaddr_storage address = address_of(listen_fd_);
+  port_ = port_of(address);
+  is_local_ = is_loopback(address);
 }
 
 void Listener::stop() {
@@ -217,8 +232,7 @@ void Listener::unwatch(Connection& connection) {
 }
 
 void Listener::read_some(Connection& connection) {
-  std::array<char, kReadBytes> buffer;
-  const ssize_t count = recv(connection.fd_, buffer.data(), buffer.size(), 0);
+  const ssize_t count = recv(connection.fd_, buffer_.data(), buffer_.size(), 0);
   if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
   if (count <= 0) {
     connections_.erase(connection.fd_);
@@ -226,7 +240,7 @@ void Listener::read_some(Connection& connection) {
   }
   if (connection.discarding_) return;
   if (!connection.frame.begun()) connection.phase_begin_ = Clock::now();
-  connection.unread_.assign(buffer.data(), static_cast<size_t>(count));
+  connection.unread_.assign(buffer_.data(), static_cast<size_t>(count));
   auto node = connections_.extract(connection.fd_);
   advance(std::move(node.mapped()));
 }

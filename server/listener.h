@@ -8,6 +8,7 @@
 // nor is a lack of memory, which costs the connection that needed it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -75,6 +76,7 @@ class Listener {
   void bind(const std::string& host, int port);  // throws std::runtime_error with one line that says what to do
   int port() const { return port_; }
   int fd() const { return listen_fd_; }
+  bool is_local() const { return is_local_; }           // reached from this machine alone
   void serve();                                        // until stop() and the last finish()
   void stop();                                         // any thread
   void finish(std::unique_ptr<Connection> connection) noexcept;  // any thread: the worker is done with it
@@ -102,7 +104,9 @@ class Listener {
   const Refuse refuse_;
   int listen_fd_ = -1, epoll_fd_ = -1, wake_fd_ = -1;
   int port_ = 0;
+  bool is_local_ = false;
   bool accepting_ = false;
+  std::array<char, 64 << 10> buffer_;  // of serve()'s thread: what is read at once
   std::atomic<int64_t> buffered_bytes_{0};
   int64_t dispatched_ = 0;  // connections that workers hold
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;

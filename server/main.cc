@@ -1,7 +1,14 @@
 // The program `headroom`: one subcommand per file command_*.cc. What a start cannot do ends here, as one line.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -65,11 +72,22 @@ int run(const Arguments& arguments) {
   return 2;
 }
 
+// So that no file or socket that is opened becomes one of them, and gets what is printed.
+void take_standard_descriptors() {
+  int fd = 0;
+  while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (fd >= 0) close(fd);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  take_standard_descriptors();
+  signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of write(), not the end
   try {
-    return run({argv + 1, argv + argc});
+    const int status = run({argv + 1, argv + argc});
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw std::runtime_error(std::string("cannot print: ") + std::strerror(errno));
+    return status;
   } catch (const std::exception& error) {
     std::string line = error.what();
     std::replace(line.begin(), line.end(), '\n', ' ');

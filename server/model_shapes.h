@@ -14,5 +14,7 @@ std::vector<std::string> shape_names();
 // `model`: a model directory, a config.json, or a name of shape_names(). Throws std::runtime_error: one line with the
 // nearest name.
 ModelConfig load_model_shape(const std::string& model);
+// The same; refuses as well what can be planned but not run.
+ModelConfig load_runnable_shape(const std::string& model);
 
 }  // namespace headroom

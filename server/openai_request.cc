@@ -27,7 +27,7 @@ Parsed<Json> read_object(std::string_view body, const ApiLimits& limits) {
 }
 
 // Fields that change the answer and are not implemented. Null, false, 0, "", [] and {} ask for nothing.
-constexpr std::array<std::string_view, 19> kUnsupportedFields = {"suffix",
+constexpr std::array<std::string_view, 21> kUnsupportedFields = {"suffix",
                                                                  "use_beam_search",
                                                                  "prompt_embeds",
                                                                  "prompt_logprobs",
@@ -36,6 +36,8 @@ constexpr std::array<std::string_view, 19> kUnsupportedFields = {"suffix",
                                                                  "guided_regex",
                                                                  "guided_choice",
                                                                  "guided_grammar",
+                                                                 "grammar",
+                                                                 "json_schema",
                                                                  "structured_outputs",
                                                                  "bad_words",
                                                                  "allowed_token_ids",
@@ -299,13 +301,16 @@ std::optional<std::string> normalize_message(Json* message, const ApiLimits& lim
   return std::nullopt;
 }
 
-void read_messages(FieldReader* fields, const ApiLimits& limits, ChatInput* chat) {
+// A field out of the body, which is not copied: that could take as much memory again. REQUIRES: it is there.
+Json take(Json* body, const char* name) { return std::move((*body)[name]); }
+
+void read_messages(FieldReader* fields, Json* body, const ApiLimits& limits, ChatInput* chat) {
   const Json* field = fields->find("messages");
   if (field == nullptr) return fields->fail("messages", "is missing");
   if (!field->is_array() || field->empty() || static_cast<int64_t>(field->size()) > limits.messages_max) {
     return fields->fail("messages", "must be an array of 1 to " + std::to_string(limits.messages_max) + " messages");
   }
-  chat->messages = *field;
+  chat->messages = take(body, "messages");
   int64_t values_read = 0;
   for (size_t i = 0; i < chat->messages.size(); ++i) {
     if (const std::optional<std::string> fault = normalize_message(&chat->messages[i], limits, &values_read)) {
@@ -314,7 +319,7 @@ void read_messages(FieldReader* fields, const ApiLimits& limits, ChatInput* chat
   }
 }
 
-void read_tools(FieldReader* fields, ChatInput* chat) {
+void read_tools(FieldReader* fields, Json* body, ChatInput* chat) {
   bool are_shown = true;
   if (const Json* choice = fields->find("tool_choice")) {
     if (!is_text(*choice, "none") && !is_text(*choice, "auto")) {
@@ -327,16 +332,16 @@ void read_tools(FieldReader* fields, ChatInput* chat) {
   const bool are_objects =
       tools->is_array() && std::all_of(tools->begin(), tools->end(), [](const Json& tool) { return tool.is_object(); });
   if (!are_objects) return fields->fail("tools", "must be an array of objects");
-  if (are_shown && !tools->empty()) chat->tools = *tools;
+  if (are_shown && !tools->empty()) chat->tools = take(body, "tools");
 }
 
 // Names that the server sets itself in a template.
 constexpr std::array<std::string_view, 6> kReservedArguments = {"messages",  "tools",     "add_generation_prompt",
                                                                 "bos_token", "eos_token", "chat_template"};
 
-void read_chat_input(FieldReader* fields, const ApiLimits& limits, ChatInput* chat) {
-  read_messages(fields, limits, chat);
-  read_tools(fields, chat);
+void read_chat_input(FieldReader* fields, Json* body, const ApiLimits& limits, ChatInput* chat) {
+  read_messages(fields, body, limits, chat);
+  read_tools(fields, body, chat);
   fields->boolean("continue_final_message", &chat->continue_final_message);
   chat->add_generation_prompt = !chat->continue_final_message;
   fields->boolean("add_generation_prompt", &chat->add_generation_prompt);
@@ -349,7 +354,7 @@ void read_chat_input(FieldReader* fields, const ApiLimits& limits, ChatInput* ch
     for (const std::string_view name : kReservedArguments) {
       if (arguments->contains(name)) fields->fail("chat_template_kwargs", "must not set " + std::string(name));
     }
-    chat->template_arguments = *arguments;
+    chat->template_arguments = take(body, "chat_template_kwargs");
   }
 }
 
@@ -372,7 +377,7 @@ Parsed<T> finish(const FieldReader& fields, T&& value) {
 
 Parsed<CompletionRequest> parse_completion_request(std::string_view body, const ApiLimits& limits,
                                                    const GenerationDefaults& defaults) {
-  const Parsed<Json> parsed = read_object(body, limits);
+  Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   CompletionRequest request;
@@ -391,13 +396,13 @@ Parsed<CompletionRequest> parse_completion_request(std::string_view body, const 
 
 Parsed<ChatRequest> parse_chat_request(std::string_view body, const ApiLimits& limits,
                                        const GenerationDefaults& defaults) {
-  const Parsed<Json> parsed = read_object(body, limits);
+  Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   ChatRequest request;
   GenerationFields& generation = request.generation;
   read_generation(&fields, limits, defaults, &generation);
-  read_chat_input(&fields, limits, &request.chat);
+  read_chat_input(&fields, &std::get<Json>(parsed), limits, &request.chat);
   refuse_special_tokens(&fields);
   bool wants_logprobs = false;
   fields.boolean("logprobs", &wants_logprobs);
@@ -414,11 +419,11 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const ApiLimits& l
 
 namespace {
 
-void read_tokenizable(FieldReader* fields, const ApiLimits& limits, TokenizeRequest* out) {
+void read_tokenizable(FieldReader* fields, Json* body, const ApiLimits& limits, TokenizeRequest* out) {
   fields->string("model", kNameBytesMax, &out->model);
   if (fields->find("messages") != nullptr) {
     refuse_special_tokens(fields);
-    read_chat_input(fields, limits, &out->input.emplace<ChatInput>());
+    read_chat_input(fields, body, limits, &out->input.emplace<ChatInput>());
   } else {
     if (fields->find("prompt") == nullptr) fields->fail("prompt", "or messages is missing");
     fields->string("prompt", SIZE_MAX, &std::get<std::string>(out->input));
@@ -429,27 +434,27 @@ void read_tokenizable(FieldReader* fields, const ApiLimits& limits, TokenizeRequ
 }  // namespace
 
 Parsed<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiLimits& limits) {
-  const Parsed<Json> parsed = read_object(body, limits);
+  Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   TokenizeRequest request;
   fields.boolean("return_token_strs", &request.return_token_strings);
-  read_tokenizable(&fields, limits, &request);
+  read_tokenizable(&fields, &std::get<Json>(parsed), limits, &request);
   return finish(fields, std::move(request));
 }
 
 Parsed<AttentionRequest> parse_attention_request(std::string_view body, const ApiLimits& limits, int32_t layers) {
-  const Parsed<Json> parsed = read_object(body, limits);
+  Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   AttentionRequest request{.layer = layers - 1};
-  read_tokenizable(&fields, limits, &request.text);
+  read_tokenizable(&fields, &std::get<Json>(parsed), limits, &request.text);
   fields.integer("layer", 0, layers - 1, &request.layer);
   return finish(fields, std::move(request));
 }
 
 Parsed<DetokenizeRequest> parse_detokenize_request(std::string_view body, const ApiLimits& limits) {
-  const Parsed<Json> parsed = read_object(body, limits);
+  Parsed<Json> parsed = read_object(body, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
   FieldReader fields(std::get<Json>(parsed));
   DetokenizeRequest request;

@@ -12,6 +12,7 @@
 #include "server/generation.h"
 #include "server/json_writer.h"
 #include "server/openai_response.h"
+#include "server/parse_room.h"
 #include "server/prompts.h"
 #include "server/sse.h"
 
@@ -22,6 +23,7 @@ using Clock = SseStream::Clock;
 using ServedPtr = std::shared_ptr<const ServedModel>;
 
 constexpr std::chrono::seconds kAttentionWaitMax{2};
+constexpr std::chrono::seconds kParseWaitMax{10};
 
 // Which prefixes may be shared: those of one tenant, or of one salt within it. The length keeps (tenant, salt)
 // unambiguous.
@@ -49,7 +51,8 @@ struct Answer {
 
 class Api {
  public:
-  explicit Api(ApiOptions options) : options_(std::move(options)), created_(options_.now_unix_seconds()) {
+  explicit Api(ApiOptions options)
+      : options_(std::move(options)), created_(options_.now_unix_seconds()), parse_room_(options_.parsed_bytes_max) {
     CHECK(!options_.model_names.empty());
   }
 
@@ -69,6 +72,15 @@ class Api {
  private:
   // The model, if it is loaded; else the answer is a 503.
   ServedPtr served_or_refuse(HttpResponse* response) const;
+  // The body as `parse` understands it, with the model; or nothing, and the answer says why. It has its share of the room for that long.
+  template <class T>
+  struct Understood {
+    ParseRoom::Share share;
+    ServedPtr served;
+    T value;
+  };
+  template <class Parse>
+  auto understand(HttpRequest& request, HttpResponse* response, const Parse& parse);
   std::optional<ApiError> check_model(const std::string& name) const;
   std::string tenant_name(TenantId tenant) const { return options_.tenant_names.empty() ? "" : options_.tenant_names.at(index_of(tenant)); }
   Parsed<std::vector<TokenId>> tokenize_input(const ServedModel& served, const TokenizeRequest& asked) const;
@@ -86,6 +98,7 @@ class Api {
   const ApiOptions options_;
   const int64_t created_;
   std::atomic<uint64_t> unseeded_requests_{0};
+  ParseRoom parse_room_;
   std::timed_mutex attention_turn_;  // one at a time: bounds the memory and the threads that it takes from the engine
 };
 
@@ -105,6 +118,41 @@ std::optional<ApiError> Api::check_model(const std::string& name) const {
                   .code = "model_not_found"};
 }
 
+const std::string& model_of(const CompletionRequest& asked) { return asked.generation.model; }
+const std::string& model_of(const ChatRequest& asked) { return asked.generation.model; }
+const std::string& model_of(const TokenizeRequest& asked) { return asked.model; }
+const std::string& model_of(const DetokenizeRequest& asked) { return asked.model; }
+const std::string& model_of(const AttentionRequest& asked) { return asked.text.model; }
+
+template <class Parse>
+auto Api::understand(HttpRequest& request, HttpResponse* response, const Parse& parse) {
+  using Value = std::variant_alternative_t<0, std::invoke_result_t<Parse, const std::string&, const ServedModel&>>;
+  std::optional<Understood<Value>> understood;
+  ServedPtr served = served_or_refuse(response);
+  if (served == nullptr) return understood;
+  const int64_t bytes = parsed_bytes_max(request.body, served->limits.json.values_max);
+  if (bytes > parse_room_.bytes_max()) {
+    respond_with_error({.status = 413, .message = "the body may take " + std::to_string(bytes) + " bytes once it is parsed; at most " +
+                                                  std::to_string(parse_room_.bytes_max()) + " are allowed: send less at once"}, response);
+    return understood;
+  }
+  std::optional<ParseRoom::Share> share = parse_room_.take(bytes, kParseWaitMax);
+  if (!share) {
+    respond_with_error(unavailable("too many large bodies are being read; try again"), response);
+    return understood;
+  }
+  auto parsed = parse(request.body, *served);
+  request.drop_body();
+  if (const auto* error = std::get_if<ApiError>(&parsed)) {
+    respond_with_error(*error, response);
+  } else if (const auto unknown = check_model(model_of(std::get<Value>(parsed)))) {
+    respond_with_error(*unknown, response);
+  } else {
+    understood.emplace(std::move(*share), std::move(served), std::move(std::get<Value>(parsed)));
+  }
+  return understood;
+}
+
 Parsed<std::vector<TokenId>> Api::tokenize_input(const ServedModel& served, const TokenizeRequest& asked) const {
   const auto* chat = std::get_if<ChatInput>(&asked.input);
   return chat != nullptr ? tokenize_chat(served, *chat, options_.now_unix_seconds())
@@ -112,13 +160,11 @@ Parsed<std::vector<TokenId>> Api::tokenize_input(const ServedModel& served, cons
 }
 
 void Api::completions(HttpRequest& request, HttpResponse& response) {
-  ServedPtr served = served_or_refuse(&response);
-  if (served == nullptr) return;
-  auto parsed = parse_completion_request(request.body, served->limits, served->defaults);
-  request.drop_body();
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
-  CompletionRequest& completion = std::get<CompletionRequest>(parsed);
-  if (const auto error = check_model(completion.generation.model)) return respond_with_error(*error, &response);
+  auto understood = understand(request, &response, [](const std::string& body, const ServedModel& served) {
+    return parse_completion_request(body, served.limits, served.defaults);
+  });
+  if (!understood) return;
+  auto& [share, served, completion] = *understood;
 
   // Before the work of tokenising: what a full queue refuses costs next to nothing.
   Engine::ReserveResult places = served->engine.reserve(request.tenant, static_cast<int32_t>(completion.prompts.size()));
@@ -138,24 +184,25 @@ void Api::completions(HttpRequest& request, HttpResponse& response) {
     if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
     prompts.push_back({std::move(std::get<std::vector<TokenId>>(tokens)), completion.echo ? std::move(text) : ""});
   }
+  share.give_back();
   generate(request, {.is_chat = false, .echo = completion.echo}, std::move(served), std::move(completion.generation),
            std::move(prompts), std::move(std::get<Engine::Reservation>(places)), &response);
 }
 
 void Api::chat_completions(HttpRequest& request, HttpResponse& response) {
-  ServedPtr served = served_or_refuse(&response);
-  if (served == nullptr) return;
-  auto parsed = parse_chat_request(request.body, served->limits, served->defaults);
-  request.drop_body();
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
-  ChatRequest& chat = std::get<ChatRequest>(parsed);
-  if (const auto error = check_model(chat.generation.model)) return respond_with_error(*error, &response);
+  auto understood = understand(request, &response, [](const std::string& body, const ServedModel& served) {
+    return parse_chat_request(body, served.limits, served.defaults);
+  });
+  if (!understood) return;
+  auto& [share, served, chat] = *understood;
   Engine::ReserveResult places = served->engine.reserve(request.tenant, 1);
   if (const auto* error = std::get_if<SubmitError>(&places)) return respond_with_error(from_submit_error(*error), &response);
   auto tokens = tokenize_chat(*served, chat.chat, options_.now_unix_seconds());
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   std::vector<TokenizedPrompt> prompts(1);
   prompts.front().tokens = std::move(std::get<std::vector<TokenId>>(tokens));
+  chat.chat = {};
+  share.give_back();
   generate(request, {.is_chat = true, .echo = false}, std::move(served), std::move(chat.generation), std::move(prompts),
            std::move(std::get<Engine::Reservation>(places)), &response);
 }
@@ -246,12 +293,11 @@ void Api::answer_stream(Answer* answer, HttpStream* stream) const {
 }
 
 void Api::tokenize(HttpRequest& request, HttpResponse& response) {
-  const ServedPtr served = served_or_refuse(&response);
-  if (served == nullptr) return;
-  const auto parsed = parse_tokenize_request(request.body, served->limits);
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
-  const TokenizeRequest& asked = std::get<TokenizeRequest>(parsed);
-  if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
+  const auto understood = understand(request, &response, [](const std::string& body, const ServedModel& served) {
+    return parse_tokenize_request(body, served.limits);
+  });
+  if (!understood) return;
+  const auto& [share, served, asked] = *understood;
   const auto tokens = tokenize_input(*served, asked);
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   const auto& ids = std::get<std::vector<TokenId>>(tokens);
@@ -272,30 +318,30 @@ void Api::tokenize(HttpRequest& request, HttpResponse& response) {
 }
 
 void Api::detokenize(HttpRequest& request, HttpResponse& response) {
-  const ServedPtr served = served_or_refuse(&response);
-  if (served == nullptr) return;
-  const auto parsed = parse_detokenize_request(request.body, served->limits);
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
-  const DetokenizeRequest& asked = std::get<DetokenizeRequest>(parsed);
-  if (const auto error = check_model(asked.model)) return respond_with_error(*error, &response);
+  const auto understood = understand(request, &response, [](const std::string& body, const ServedModel& served) {
+    return parse_detokenize_request(body, served.limits);
+  });
+  if (!understood) return;
+  const auto& [share, served, asked] = *understood;
   JsonWriter json(&response.body);
   json.begin_object().key("prompt").string(served->tokenizer.decode(asked.tokens, false)).end_object();
 }
 
 void Api::attention(HttpRequest& request, HttpResponse& response) {
-  const ServedPtr served = served_or_refuse(&response);
-  if (served == nullptr) return;
-  if (served->attention == nullptr) {
+  const ServedPtr model = served_or_refuse(&response);
+  if (model == nullptr) return;
+  if (model->attention == nullptr) {
     return respond_with_error({.status = 403,
                                .message = "this server does not show attention: start it with --introspection true",
                                .type = "permission_error",
                                .code = "introspection_off"},
                               &response);
   }
-  const auto parsed = parse_attention_request(request.body, served->limits, served->attention->config().layers);
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return respond_with_error(*error, &response);
-  const AttentionRequest& asked = std::get<AttentionRequest>(parsed);
-  if (const auto error = check_model(asked.text.model)) return respond_with_error(*error, &response);
+  auto understood = understand(request, &response, [](const std::string& body, const ServedModel& served) {
+    return parse_attention_request(body, served.limits, served.attention->config().layers);
+  });
+  if (!understood) return;
+  auto& [share, served, asked] = *understood;
   const auto tokens = tokenize_input(*served, asked.text);
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
   const std::unique_lock turn(attention_turn_, kAttentionWaitMax);

@@ -24,6 +24,7 @@ struct ApiOptions {
   bool metrics_public = false;
   std::chrono::milliseconds ping_after{10'000};      // of silence in a stream
   std::chrono::milliseconds client_poll_period{50};  // how often a waiting handler looks whether the client is there
+  int64_t parsed_bytes_max = 256 << 20;  // of all bodies that are being parsed (ParseRoom)
   uint64_t seed_key = 0;  // of the seeds of requests that bring none: random for each process
 
   // Called on HTTP workers. Null while the model is being loaded.

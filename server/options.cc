@@ -201,7 +201,7 @@ void add_http_rows(std::vector<OptionRow>& rows) {
   rows.push_back(number_row("connections_max", "HTTP", "N", 1, 1 << 17, "one more closes the one that is idle, or slow, for longest",
                             FIELD(http.connections_max)));
   rows.push_back(bytes_row("body_bytes_max", "HTTP", "of a request; more is answered 413", FIELD(http.body_bytes_max)));
-  rows.push_back(bytes_row("buffered_bytes_max", "HTTP", "of all requests being received; more is answered 503",
+  rows.push_back(bytes_row("buffered_bytes_max", "HTTP", "of all bodies that are received, and of all that are parsed; more is answered 503, or 413 where one alone is more",
                            FIELD(http.buffered_bytes_max)));
   rows.push_back(number_row("read_seconds_max", "HTTP", "SECONDS", 0.1, 3600,
                             "for a request to arrive; a large body may take longer at 16 KiB/s", FIELD(http.read_seconds_max)));
@@ -367,7 +367,7 @@ ParsedOptions parse_serve_options(const std::vector<std::string>& arguments) {
     options.http.api_keys = std::move(file.keys);
     options.tenants = std::move(file.tenants);
   }
-  options.http.check_host_name = is_loopback(options.http.host);
+  options.http.check_host_name = true;
   return parsed;
 }
 

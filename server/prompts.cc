@@ -11,7 +11,7 @@ constexpr std::string_view kWhiteSpace = " \t\n\v\f\r";
 
 ApiError too_long(const ServedModel& served, int64_t bytes, std::string_view param) {
   ApiError error =
-      invalid_field(param, "this model's context is " + std::to_string(served.limits.context_tokens_max) +
+      invalid_field(param, "this model's maximum context length is " + std::to_string(served.limits.context_tokens_max) +
                                " tokens, which hold at most " + std::to_string(served.limits.prompt_bytes_max) +
                                " bytes of text; the prompt has " + std::to_string(bytes));
   error.code = "context_length_exceeded";

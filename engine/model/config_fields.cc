@@ -25,8 +25,12 @@ std::string number_text(double value) {
 }  // namespace
 
 std::string read_config_text(const std::filesystem::path& path) {
-  std::error_code ignored;
-  if (!std::filesystem::is_regular_file(path, ignored)) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (error == std::errc::permission_denied) {
+    throw std::runtime_error(path.string() + ": " + error.message() + ": the user that runs this must be able to read it");
+  }
+  if (!std::filesystem::is_regular_file(status)) {
     throw std::runtime_error(path.string() +
                              ": cannot open; --model takes a directory with config.json and model.safetensors");
   }

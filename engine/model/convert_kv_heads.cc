@@ -14,6 +14,7 @@
 
 #include "engine/model/config.h"
 #include "engine/model/config_fields.h"
+#include "engine/model/open_model.h"
 #include "engine/model/quantized_checkpoint.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
@@ -256,6 +257,7 @@ class Draft {
 
 void convert_kv_heads(const fs::path& in, const fs::path& out, const ConvertOptions& options,
                       const std::function<void(size_t, size_t)>& progress) {
+  if (is_gguf_path(in)) throw std::runtime_error(in.string() + " is a GGUF file: convert the checkpoint that it was made of, a directory in Hugging Face layout");
   const ModelConfig config = ModelConfig::load(in);
   check_request(config, options, in.string());
   if (quantization_of(in)) {

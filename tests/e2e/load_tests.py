@@ -234,6 +234,48 @@ def tests_with_own_server(binary, model):
             assert refused > 10, refused
             return f"150 MiB sent, {refused} of 100 refused, {most >> 20} MiB more at most, {(server.memory_bytes() - before) >> 20} MiB afterwards"
 
+    def bodies_that_are_mostly_structure_are_parsed_in_turn_and_given_back():
+        not_with_a_sanitizer("it keeps what was freed")
+        with Server(binary, model, "--kv-memory", "16MiB") as server:
+            server.complete(PROMPT, **GREEDY)
+            before = server.memory_bytes()
+            strings = raw_request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "x": [""] * 1_000_000})
+            parts = raw_request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": []}] * 100_000})
+            answers = []
+
+            def send(index):
+                with open_socket(server.port) as connection:
+                    connection.settimeout(60)
+                    connection.sendall((strings, parts)[index % 2])
+                    answers.append(connection.recv(12))
+
+            in_threads(16, send)
+            assert sorted(answers) == [b"HTTP/1.1 200"] * 8 + [b"HTTP/1.1 400"] * 8, answers
+            most = server.memory_bytes("VmHWM") - before
+            deadline = time.monotonic() + 10
+            while server.memory_bytes() > before + (16 << 20):
+                assert time.monotonic() < deadline, f"{(server.memory_bytes() - before) >> 20} MiB more than before are kept"
+                time.sleep(0.01)
+            assert most <= (256 + 64) << 20, f"{most >> 20} MiB at most"
+            return f"16 bodies of 4 MiB at once, {most >> 20} MiB more at most, {(server.memory_bytes() - before) >> 20} MiB afterwards"
+
+    def probes_are_answered_when_streams_hold_all_they_may():
+        with Server(binary, model, "--kv-memory", "64MiB", "--connections-max", "8", "--streams-max", "100") as server:
+            body = {"prompt": PROMPT, "max_tokens": 30000, "ignore_eos": True, "stream": True}
+            streams = []
+            for _ in range(12):
+                streams.append(open_socket(server.port))
+                streams[-1].settimeout(10)
+                streams[-1].sendall(raw_request("POST", "/v1/completions", body))
+                with contextlib.suppress(OSError):
+                    streams[-1].recv(100)
+            for _ in range(20):
+                assert server.request("GET", "/livez")[0] == 200
+            for stream in streams:
+                stream.close()
+            assert "--streams-max is 6 and not 100" in server.log(), server.log()
+            assert_all_pages_back(server)
+
     def attention_is_read_beside_what_runs():
         with Server(binary, model, "--kv-memory", "64MiB", "--introspection", "true") as server:
             ask = {"prompt": " ".join(PROMPTS), "layer": 1}
@@ -281,5 +323,6 @@ def tests_with_own_server(binary, model):
         assert unreachable.returncode == 1 and unreachable.stderr.count("\n") == 1, unreachable
 
     checks = [sigterm_lets_what_runs_complete, the_sweep_records_what_the_server_says, a_flood_of_bodies_is_bounded_and_given_back, a_second_signal_ends_at_once,
-              attention_is_read_beside_what_runs]
+              attention_is_read_beside_what_runs, bodies_that_are_mostly_structure_are_parsed_in_turn_and_given_back,
+              probes_are_answered_when_streams_hold_all_they_may]
     return [("load: " + check.__name__.replace("_", " "), check) for check in checks]

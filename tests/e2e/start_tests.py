@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 
 from harness import ROOT, Server, in_threads, not_with_a_sanitizer
 
@@ -155,9 +157,12 @@ def tests(binary, model):
         ask = lambda *options: subprocess.run([binary, "health", *options], capture_output=True, text=True, timeout=30)  # noqa: E731
         with Server(binary, model, "--kv-memory", "16MiB") as server:
             assert ask("--port", str(server.port)).returncode == 0
+            assert ask("--host", "localhost", "--port", str(server.port)).returncode == 0, "of its addresses one may be another's"
         gone = ask("--port", str(server.port))
         assert gone.returncode == 1 and f"no server at 127.0.0.1:{server.port}" in gone.stderr, gone
-        assert ask("--port", "0").returncode not in (0, 1) and ask("--host", "no such host").returncode == 1
+        wrong = ask("--port", "0")
+        assert wrong.returncode == 1 and "--port" in wrong.stderr and "headroom health --help" in wrong.stderr, wrong
+        assert ask("--host", "no such host").returncode == 1
         for answer in (b"HTTP/1.1 503 Service Unavailable\r\n\r\nloading", b"", b"nonsense"):
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 said = in_threads(2, lambda index: ask("--port", str(listener.getsockname()[1])) if index else answer_once(listener, answer))[1]
@@ -171,6 +176,10 @@ def tests(binary, model):
             assert done.returncode == 0 and done.stdout == "" and "[7/7]" in done.stderr, done
             with open(path, encoding="utf-8") as file:
                 page = file.read()
+            failed = subprocess.run([binary, "report", "--model", model, "--output", path, "--prompt", ""], capture_output=True, text=True, timeout=60, cwd=ROOT)
+            assert failed.returncode == 1 and os.listdir(folder) == ["report.html"], failed
+            with open(path, encoding="utf-8") as file:
+                assert file.read() == page, "what was there stays when another cannot be made"
             assert page.startswith("<!doctype html>") and page.endswith("</html>\n") and "655,360" in page and "differs</span>" not in page
             return f"{done.stderr.splitlines()[-1].split()[-2]} s, {len(page.encode()) >> 10} KiB"
 
@@ -207,6 +216,34 @@ def tests(binary, model):
             done = subprocess.run([binary, *arguments, "--prompt", "64", "--compare", only_prefill], capture_output=True, text=True, timeout=60, cwd=ROOT)
             assert done.returncode != 0 and "prefill" in done.stdout and "decode" not in done.stdout, "what was measured before is shown: " + str(done)
 
+    def what_cannot_be_printed_is_an_error_and_no_end():
+        plan = [binary, "plan", "llama-3-8b", "--json"]
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(plan, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 1 and done.stderr.startswith("headroom: cannot print: ") and done.stderr.count("\n") == 1, done
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "report.html")
+            command = f'exec "{binary}" report --model "{model}" --output "{path}" --context-tokens 128 2>&-'
+            done = subprocess.run(command, shell=True, timeout=120, cwd=ROOT)
+            with open(path, encoding="utf-8") as file:
+                assert done.returncode == 0 and file.read(15) == "<!doctype html>", "what goes to a closed descriptor must not land in a file"
+            log = os.path.join(folder, "log")
+            command = f'ulimit -f 8; exec "{binary}" serve --model "{model}" --port 0 --kv-memory 16MiB --log-level debug 2>"{log}"'
+            with subprocess.Popen(command, shell=True) as process:
+                port, deadline = None, time.monotonic() + 30
+                while port is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    with open(log, encoding="utf-8") as file:
+                        found = re.search(r"ready at http://[^ ]*:(\d+)", file.read())
+                    port = int(found.group(1)) if found else None
+                for _ in range(100):
+                    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                        assert connection.recv(12) == b"HTTP/1.1 200"
+                assert os.path.getsize(log) in (4096, 8192), "so much is allowed by a shell that counts half or whole KiB"
+                process.terminate()
+                assert process.wait(30) == 0
+
     def answer_once(listener, answer):
         connection, _ = listener.accept()
         with connection:
@@ -215,5 +252,5 @@ def tests(binary, model):
 
     checks = [bad_starts_say_one_line, errors_of_the_options_file_say_one_line, broken_models_say_one_line, what_is_no_file_is_not_read, names_of_files_forge_no_line, ready_within_a_second, memory_is_weights_and_pool_and_little_more,
               the_start_shows_the_pool, the_report_is_a_file_that_needs_nothing_else, the_benchmark_is_paired_with_other_programs, health_says_whether_a_server_is_ready,
-              the_same_by_a_file_and_json_logs]
+              the_same_by_a_file_and_json_logs, what_cannot_be_printed_is_an_error_and_no_end]
     return [("start: " + check.__name__.replace("_", " "), check) for check in checks]

@@ -56,6 +56,15 @@ TEST(RequestFrame, IsTheSameHoweverTheBytesArrive) {
   }
 }
 
+// The first byte tells: a client that speaks TLS, or waits for an answer in some other protocol, need not wait for its time to be over.
+TEST(RequestFrame, RefusesAtOnceWhatIsNoHttp) {
+  EXPECT_EQ(status_of("\x16\x03\x01"), 400);
+  EXPECT_EQ(status_of(std::string(1, '\0')), 400);
+  EXPECT_EQ(status_of(" GET"), 400);
+  EXPECT_EQ(status_of("\r\n\r\n\x16"), 400);
+  EXPECT_EQ(status_of("G"), 0);
+}
+
 TEST(RequestFrame, RefusesWhatTwoReadersCouldReadInTwoWays) {
   const std::string post = "POST / HTTP/1.1\r\nHost: h\r\n";
   for (const char* rest : {
