@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace headroom {
@@ -22,18 +23,23 @@ namespace {
 }  // namespace
 
 CheckedFile::CheckedFile(const std::filesystem::path& path)
-    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    : CheckedFile(path, ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
   if (fd_ < 0) fail_errno(path, "open");
   struct stat status {};
-  const bool has_status = ::fstat(fd_, &status) == 0;
-  if (!has_status || !S_ISREG(status.st_mode)) {
-    const int error = errno;
-    ::close(std::exchange(fd_, -1));
-    errno = error;
-    if (!has_status) fail_errno(path, "stat");
-    throw std::runtime_error(path.string() + ": not a regular file");
-  }
+  if (::fstat(fd_, &status) != 0) fail_errno(path, "stat");
+  if (!S_ISREG(status.st_mode)) throw std::runtime_error(path.string() + ": not a regular file");
   bytes_ = static_cast<uint64_t>(status.st_size);
+  refuse_pointer();
+}
+
+// What a clone without Git LFS has in the place of large files.
+void CheckedFile::refuse_pointer() const {
+  constexpr std::string_view kBegin = "version https://git-lfs.github.com/spec/";
+  constexpr uint64_t kPointerBytesMax = 1024;
+  if (bytes_ < kBegin.size() || bytes_ > kPointerBytesMax) return;
+  std::string begin(kBegin.size(), ' ');
+  read(0, begin.data(), begin.size());
+  if (begin == kBegin) throw std::runtime_error(path_.string() + ": a pointer of Git LFS in place of the file: run `git lfs pull` where it was cloned");
 }
 
 CheckedFile::CheckedFile(CheckedFile&& other) noexcept

@@ -24,6 +24,9 @@ class CheckedFile {
   void read(uint64_t offset, void* destination, uint64_t count) const;
 
  private:
+  CheckedFile(const std::filesystem::path& path, int fd) : path_(path), fd_(fd) {}  // takes it
+  void refuse_pointer() const;
+
   std::filesystem::path path_;
   int fd_ = -1;
   uint64_t bytes_ = 0;

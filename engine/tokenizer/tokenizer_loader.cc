@@ -169,6 +169,8 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json) {
   if (tokenizer_json.size() > kFileBytesMax) throw std::runtime_error("tokenizer.json is larger than 64 MiB");
   try {
     return TokenizerBuilder(Json::parse(tokenizer_json)).build();
+  } catch (const Json::parse_error& error) {
+    throw std::runtime_error("tokenizer.json is not valid JSON at byte " + std::to_string(error.byte));
   } catch (const Json::exception& error) {
     throw std::runtime_error(one_line(std::string("tokenizer.json is not valid JSON: ") + error.what()));
   } catch (const std::runtime_error& error) {

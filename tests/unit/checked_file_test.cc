@@ -38,6 +38,13 @@ TEST_F(TextFile, IsBoundedAndWithoutZeroBytes) {
   EXPECT_EQ(error(), path_.string() + ": not text: byte 2 is zero");
 }
 
+TEST_F(TextFile, APointerOfGitLfsSaysWhatToDo) {
+  write_file(path_, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n");
+  EXPECT_THAT(error_of([&] { read_text_file(path_, 1000); }), EndsWith("x: a pointer of Git LFS in place of the file: run `git lfs pull` where it was cloned"));
+  write_file(path_, "version https://git-lfs");
+  EXPECT_EQ(read_text_file(path_, 1000), "version https://git-lfs");
+}
+
 TEST_F(TextFile, MayBeAbsentButNotSomethingElse) {
   EXPECT_EQ(read_text_file_if_there(path_, kBytesMax), std::nullopt);
   EXPECT_THAT(error(), EndsWith("x: cannot open: No such file or directory"));
