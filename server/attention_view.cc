@@ -48,7 +48,7 @@ void answer_attention(const ServedModel& served, std::span<const TokenId> tokens
       std::min(attention_tokens_max(served.attention->config()), served.limits.context_tokens_max);
   if (tokens.empty() || std::ssize(tokens) > tokens_max) {
     return respond_with_error(
-        invalid_field("prompt", "must have 1 to " + std::to_string(tokens_max) +
+        invalid_field("prompt", "the prompt must have 1 to " + std::to_string(tokens_max) +
                                     " tokens to show their attention; it has " + std::to_string(tokens.size())),
         response);
   }

@@ -34,6 +34,7 @@ struct Command {
 
 int run_options(const Arguments& arguments) {
   const bool markdown = arguments == Arguments{"--markdown"};
+  if (!arguments.empty() && !markdown && arguments != Arguments{"--help"}) throw std::runtime_error("options takes --markdown, or nothing");
   std::fputs((markdown ? headroom::options_markdown() : headroom::options_help()).c_str(), stdout);
   return 0;
 }

@@ -1,12 +1,16 @@
 #include "engine/model/open_model.h"
 
+#include <string>
 #include <utility>
 
 #include "engine/model/gguf_model.h"
 
 namespace headroom {
 
-bool is_gguf_path(const std::filesystem::path& path) { return path.extension() == ".gguf"; }
+bool is_gguf_path(const std::filesystem::path& path) {
+  const std::string extension = path.extension().string();
+  return extension == ".gguf" || extension == ".GGUF";
+}
 
 OpenModel open_model(const std::filesystem::path& path) {
   OpenModel model;
