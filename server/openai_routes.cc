@@ -148,7 +148,7 @@ auto Api::understand(HttpRequest& request, HttpResponse* response, const Parse& 
   } else if (const auto unknown = check_model(model_of(std::get<Value>(parsed)))) {
     respond_with_error(*unknown, response);
   } else {
-    understood.emplace(std::move(*share), std::move(served), std::move(std::get<Value>(parsed)));
+    understood = Understood<Value>{std::move(*share), std::move(served), std::move(std::get<Value>(parsed))};
   }
   return understood;
 }
