@@ -34,19 +34,16 @@ std::optional<ParseRoom::Share> ParseRoom::take(int64_t bytes, std::chrono::mill
   std::unique_lock lock(mutex_);
   if (!freed_.wait_until(lock, deadline, [&] { return used_ + bytes <= bytes_max_; })) return std::nullopt;
   used_ += bytes;
-  largest_ = std::max(largest_, bytes);
   return Share(this, bytes);
 }
 
 void ParseRoom::give_back(int64_t bytes) {
-  bool trim = false;
+  if (bytes >= kTrimBytes) malloc_trim(0);  // first: the next one may be read by another thread, whose heap is another
   {
     const std::lock_guard lock(mutex_);
     used_ -= bytes;
-    if (used_ == 0) trim = std::exchange(largest_, 0) >= kTrimBytes;
   }
   freed_.notify_one();
-  if (trim) malloc_trim(0);
 }
 
 void ParseRoom::Share::give_back() {

@@ -53,7 +53,6 @@ class ParseRoom {
   std::mutex mutex_;
   std::condition_variable freed_;
   int64_t used_ = 0;
-  int64_t largest_ = 0;  // share since the room was last empty
 };
 
 }  // namespace headroom
