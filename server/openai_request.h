@@ -84,7 +84,8 @@ struct ChatInput {  // NOLINT(bugprone-exception-escape)
   bool continue_final_message = false;  // the reply goes on with the text of the last message
 };
 
-struct ChatRequest {  // NOLINT(bugprone-exception-escape): ChatInput's
+// It holds a ChatInput, whose destructor the check names here again.
+struct ChatRequest {  // NOLINT(bugprone-exception-escape)
   GenerationFields generation;
   ChatInput chat;
 };

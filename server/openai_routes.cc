@@ -344,6 +344,7 @@ void Api::attention(HttpRequest& request, HttpResponse& response) {
   auto& [share, served, asked] = *understood;
   const auto tokens = tokenize_input(*served, asked.text);
   if (const auto* error = std::get_if<ApiError>(&tokens)) return respond_with_error(*error, &response);
+  share.give_back();
   const std::unique_lock turn(attention_turn_, kAttentionWaitMax);
   if (!turn.owns_lock()) return respond_with_error(unavailable("another attention is being computed"), &response);
   answer_attention(*served, std::get<std::vector<TokenId>>(tokens), asked.layer, request.client_gone, &response);
