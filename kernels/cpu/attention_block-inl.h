@@ -9,7 +9,6 @@
 #define HEADROOM_KERNELS_CPU_ATTENTION_BLOCK_INL_H_
 #endif
 
-#include "hwy/cache_control.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/simd-inl.h"
 
@@ -47,116 +46,130 @@ HWY_INLINE void for_register_tiles(int begin, int end, const Body& body) {
   }
 }
 
+// The pages and slots of a block's chunks of kChunkKeys, the same for all KV heads.
+struct BlockPlace {
+  const std::byte* page[kBlockKeys / kChunkKeys];  // null: the chunk has no key of the range, and maybe no page
+  int32_t slot[kBlockKeys / kChunkKeys];
+
+  BlockPlace(const KvLayer& layer, const int32_t* page_table, int32_t block, KeyRange range) {
+    const int shift = __builtin_ctz(static_cast<unsigned>(layer.page_tokens));
+    for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
+      const int32_t first = block + c * kChunkKeys;
+      page[c] = nullptr;
+      if (first + kChunkKeys <= range.begin || first >= range.end) continue;
+      page[c] = layer.data + static_cast<size_t>(page_table[first >> shift]) * layer.page_stride_bytes;
+      slot[c] = first & (layer.page_tokens - 1);
+    }
+  }
+};
+
 // Where the keys and values of a block lie, in chunks of kChunkKeys (key_layout.h).
 template <DType type>
 struct BlockRows {
-  const Element<type>* k[kBlockKeys / kChunkKeys];  // null: the chunk has no key of the range, and maybe no page
+  const Element<type>* k[kBlockKeys / kChunkKeys];  // null where the place has no page
   const Element<type>* v[kBlockKeys / kChunkKeys];
-  const float* scales[kBlockKeys / kChunkKeys];  // of K; those of V are v_scales_ahead further on. int8 alone
+  const float* scales[kBlockKeys / kChunkKeys] = {};  // of K; those of V are v_scales_ahead further on. int8 alone
   int64_t v_scales_ahead;
   int64_t head_dim;
 
-  BlockRows(const AttentionCall& call, const AttentionTile& tile, int32_t block, KeyRange range)
-      : v_scales_ahead(call.layer.rows()), head_dim(call.layer.head_dim) {
-    const KvLayer& layer = call.layer;
+  BlockRows(const KvLayer& layer, const BlockPlace& place, int32_t kv_head) : v_scales_ahead(layer.rows()), head_dim(layer.head_dim) {
     const int64_t head_elements = int64_t{layer.page_tokens} * head_dim;
     for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
-      const int32_t first = block + c * kChunkKeys;
       k[c] = v[c] = nullptr;
-      if (first + kChunkKeys <= range.begin || first >= range.end) continue;
-      const size_t page = static_cast<size_t>(tile.page_table[first / layer.page_tokens]);
-      const std::byte* data = layer.data + page * layer.page_stride_bytes;
-      k[c] = reinterpret_cast<const Element<type>*>(data) + tile.kv_head * head_elements +
-             first % layer.page_tokens * head_dim;
+      if (place.page[c] == nullptr) continue;
+      k[c] = reinterpret_cast<const Element<type>*>(place.page[c]) + kv_head * head_elements + place.slot[c] * head_dim;
       v[c] = k[c] + layer.kv_heads * head_elements;
-      scales[c] = reinterpret_cast<const float*>(data + layer.scales_offset()) + tile.kv_head * layer.page_tokens +
-                  first % layer.page_tokens;
+      scales[c] = reinterpret_cast<const float*>(place.page[c] + layer.scales_offset()) + kv_head * layer.page_tokens + place.slot[c];
     }
   }
 
-  const uint32_t* key_words(int chunk) const { return reinterpret_cast<const uint32_t*>(k[chunk]); }
-  // Of chunk c, what to ask for while that chunk of `now` is worked on: what is there already, where there is nothing else.
-  const uint32_t* key_words_or(const BlockRows& now, int c) const { return (k[c] != nullptr ? *this : now).key_words(c); }
-  const Element<type>* values_or(const BlockRows& now, int c) const { return v[c] != nullptr ? v[c] : now.v[c]; }
+  const uint32_t* key_words(int chunk) const { return reinterpret_cast<const uint32_t*>(k[chunk]); }  // of 4 bytes
+  // Asks memory for a chunk's keys, or values, and their scales.
+  HWY_INLINE void prefetch_keys(int chunk) const { prefetch_run(k[chunk], scales[chunk]); }
+  HWY_INLINE void prefetch_values(int chunk) const { prefetch_run(v[chunk], scales[chunk] + v_scales_ahead); }
+
+ private:
+  // Pages lie anywhere, so the hardware cannot foresee them. Neighbouring lines one after the other, not spread over what is computed
+  // meanwhile: the hardware takes a run for one, and reads a third faster. Into L2: half the bytes per second into L1.
+  // Inlined, or GCC takes a function that only asks for one without effect, and leaves it out.
+  HWY_INLINE void prefetch_run(const Element<type>* run, const float* run_scales) const {
+    if (run == nullptr) return;
+    const auto* bytes = reinterpret_cast<const std::byte*>(run);
+    const size_t size = kChunkKeys * static_cast<size_t>(head_dim) * sizeof(Element<type>);
+    for (size_t line = 0; line < size; line += 4 * kLine) {
+      HEADROOM_UNROLL
+      for (size_t i = 0; i < 4 * kLine; i += kLine) __builtin_prefetch(bytes + line + i, 0, 2);
+    }
+    if constexpr (type == DType::kI8) __builtin_prefetch(run_scales, 0, 2);
+  }
+  static constexpr size_t kLine = 64;
 };
 
-// Pages lie anywhere, so the hardware cannot foresee them: while the keys and values of a block are worked on, those at the same places of a
-// later block are asked for, a line or two at a time: many at once would fill the core's few miss buffers, and it waits. Into L2, for the same
-// reason (half the bytes per second into L1).
-template <size_t kBytes, class T>
-HWY_INLINE void prefetch(const T* from) {
-  HEADROOM_UNROLL
-  for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(reinterpret_cast<const std::byte*>(from) + line, 0, 2);
-}
-
-// The elements of a word of kLanes keys, widened: element i to to[i · kBlockKeys] and on.
 template <DType type>
-HWY_INLINE void widen_words(float* to, const uint32_t* words) {
+constexpr int kPerWord = static_cast<int>(cpu::key_word_bytes(type) / sizeof(Element<type>));
+
+// The elements of a word of kLanes keys, widened.
+template <DType type>
+HWY_INLINE void widen_words(const Element<type>* words, VF (&elements)[kPerWord<type>]) {
   const DF d;
-  const hn::RebindToUnsigned<DF> d32;
-  const auto bits = hn::LoadU(d32, words);
-  if constexpr (type == DType::kF32) {
-    hn::Store(hn::BitCast(d, bits), d, to);
-  } else if constexpr (type == DType::kBF16) {
-    hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to);
-    hn::Store(hn::BitCast(d, hn::And(bits, hn::Set(d32, 0xFFFF0000u))), d, to + kBlockKeys);
-  } else if constexpr (type == DType::kI8) {
-    const hn::RebindToSigned<DF> di;
-    const auto bytes = hn::BitCast(di, bits);
-    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes))), d, to);
-    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes))), d, to + kBlockKeys);
-    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes))), d, to + 2 * kBlockKeys);
-    hn::Store(hn::ConvertTo(d, hn::ShiftRight<24>(bytes)), d, to + 3 * kBlockKeys);
+  if constexpr (kPerWord<type> == 1) {
+    elements[0] = load_f32<type>(words);
   } else {
-    const hn::Rebind<uint16_t, DF> d16;
-    const auto low = hn::TruncateTo(d16, hn::And(bits, hn::Set(d32, 0xFFFFu)));
-    const auto high = hn::TruncateTo(d16, hn::ShiftRight<16>(bits));
-    hn::Store(widen_halves(low), d, to);
-    hn::Store(widen_halves(high), d, to + kBlockKeys);
+    const hn::RebindToUnsigned<DF> d32;
+    const auto bits = hn::LoadU(d32, reinterpret_cast<const uint32_t*>(words));
+    if constexpr (type == DType::kBF16) {
+      elements[0] = hn::BitCast(d, hn::ShiftLeft<16>(bits));
+      elements[1] = hn::BitCast(d, hn::And(bits, hn::Set(d32, 0xFFFF0000u)));
+    } else {
+      const hn::RebindToSigned<DF> di;
+      const auto bytes = hn::BitCast(di, bits);
+      elements[0] = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes)));
+      elements[1] = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes)));
+      elements[2] = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes)));
+      elements[3] = hn::ConvertTo(d, hn::ShiftRight<24>(bytes));
+    }
   }
 }
 
 // The block's keys as [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are widened with the others: a lane meets no
 // other lane until it has been masked.
 template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows, const BlockRows<type>& later) {
-  constexpr int64_t kPerWord = cpu::kWordBytes / sizeof(Element<type>);
+void load_keys(float* to, const BlockRows<type>& rows) {
+  const DF d;
+  constexpr int64_t kStep = kPerWord<type>;
   for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     if (rows.k[c] == nullptr) continue;
-    const uint32_t *words = rows.key_words(c), *ahead = later.key_words_or(rows, c);
-    for (int64_t word = 0; word < rows.head_dim / kPerWord; ++word) {
-      prefetch<64>(ahead + word * kChunkKeys);
+    for (int64_t i = 0; i < rows.head_dim; i += kStep) {
       HEADROOM_UNROLL
-      for (int j = 0; j < kChunkKeys; j += kLanes)
-        widen_words<type>(to + word * kPerWord * kBlockKeys + c * kChunkKeys + j, words + word * kChunkKeys + j);
+      for (int j = 0; j < kChunkKeys; j += kLanes) {
+        VF elements[kStep];
+        widen_words<type>(rows.k[c] + i * kChunkKeys + j * kStep, elements);
+        HEADROOM_UNROLL
+        for (int e = 0; e < kStep; ++e) hn::Store(elements[e], d, to + (i + e) * kBlockKeys + c * kChunkKeys + j);
+      }
     }
   }
 }
 
-// Calls take(key, row, row ahead) for the keys [begin, end) of the block: what is stored of their values, and of those of a later block.
+// Calls take(key, row) for the keys [begin, end) of the block: what is stored of their values.
 template <DType type, class Take>
-HWY_INLINE void for_value_rows(const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, const Take& take) {
+HWY_INLINE void for_value_rows(const BlockRows<type>& rows, int32_t begin, int32_t end, const Take& take) {
   for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     const int32_t first = HWY_MAX(begin, c * kChunkKeys), last = HWY_MIN(end, (c + 1) * kChunkKeys);
     if (first >= last) continue;
-    const int64_t skipped = (first - c * kChunkKeys) * rows.head_dim;
-    const Element<type>*row = rows.v[c] + skipped, *ahead = later.values_or(rows, c) + skipped;
-    for (int32_t j = first; j < last; ++j, row += rows.head_dim, ahead += rows.head_dim) take(j, row, ahead);
+    const Element<type>* row = rows.v[c] + (first - c * kChunkKeys) * rows.head_dim;
+    for (int32_t j = first; j < last; ++j, row += rows.head_dim) take(j, row);
   }
 }
 
 // The values of keys [begin, end) of the block as rows [kBlockKeys][padded_dim].
 template <DType type>
-void load_values(float* to, const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
+void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
   const DF d;
-  constexpr size_t kVectorBytes = kLanes * sizeof(Element<type>);
-  for_value_rows(rows, later, begin, end, [&](int32_t j, const Element<type>* from, const Element<type>* ahead) HWY_ATTR {
+  for_value_rows(rows, begin, end, [&](int32_t j, const Element<type>* from) HWY_ATTR {
     float* row = to + j * padded_dim;
     int64_t i = 0;
-    for (; i + kLanes <= rows.head_dim; i += kLanes) {
-      if (i * sizeof(Element<type>) % 64 < kVectorBytes) prefetch<kVectorBytes>(ahead + i);
-      hn::Store(load_f32<type>(from + i), d, row + i);
-    }
+    for (; i + kLanes <= rows.head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);
     for (; i < rows.head_dim; ++i) row[i] = element_to_f32<type>(from[i]);
   });
 }

@@ -116,25 +116,18 @@ HEADROOM_PAIRS HWY_INLINE __m512 add_products(__m512 sums, __m512i pairs, uint32
   return _mm512_dpbf16_ps(sums, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)));
 }
 
-// Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector. `later`, unless
-// null: what is asked of memory meanwhile.
+// Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector.
 template <DType type, int kChunks, class Take>
-HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const BlockRows<type>* later, int chunk, const Take& take) {
+HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, int chunk, const Take& take) {
   static_assert(kChunkKeys == kLanes);
-  constexpr int kPairs = cpu::kWordBytes / static_cast<int>(sizeof(Element<type>)) / 2;  // of a word
+  constexpr int kPairs = kPerWord<type> / 2;  // of a word
   const int64_t words = rows.head_dim / (2 * kPairs);
-  const uint32_t *from[kChunks], *ahead[kChunks];
-  for (int c = 0; c < kChunks; ++c) {
-    from[c] = rows.key_words(chunk + c);
-    ahead[c] = (later != nullptr ? *later : rows).key_words_or(rows, chunk + c);
-  }
+  const uint32_t* from[kChunks];
+  for (int c = 0; c < kChunks; ++c) from[c] = rows.key_words(chunk + c);
   for (int64_t word = 0; word < words; ++word) {
     __m512i pairs[kChunks][kPairs];
     HEADROOM_UNROLL
-    for (int c = 0; c < kChunks; ++c) {
-      prefetch<64>(ahead[c] + word * kChunkKeys);
-      pairs_of_words<type>(_mm512_loadu_si512(from[c] + word * kChunkKeys), pairs[c]);
-    }
+    for (int c = 0; c < kChunks; ++c) pairs_of_words<type>(_mm512_loadu_si512(from[c] + word * kChunkKeys), pairs[c]);
     HEADROOM_UNROLL
     for (int p = 0; p < kPairs; ++p) {
       __m512i vectors[kChunks];
@@ -147,15 +140,14 @@ HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, const 
 
 // Scores of some rows with the keys of some chunks, as they are stored.
 template <DType type, int kRows, int kChunks>
-HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, int query_rows, const BlockRows<type>& rows,
-                                       const BlockRows<type>* later, int chunk) {
+HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, int query_rows, const BlockRows<type>& rows, int chunk) {
   __m512 sums[kRows][kChunks];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
     for (int c = 0; c < kChunks; ++c) sums[r][c] = _mm512_setzero_ps();
   }
-  for_key_pairs<type, kChunks>(rows, later, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS_INLINE {
+  for_key_pairs<type, kChunks>(rows, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS_INLINE {
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
@@ -215,18 +207,14 @@ struct ColumnMasks {
   }
 };
 
-// Two neighbouring rows of values from some column on, the place of a later block's, and which of the rows there are.
+// Two neighbouring rows of values from some column on, and which of the rows there are.
 template <DType type, bool kFirst, bool kSecond>
 struct ValuePair {
   const Element<type>* row;
-  const Element<type>* ahead;
   int64_t head_dim;
 
   template <int kVectors>
   HEADROOM_PAIRS HWY_INLINE void load(const ColumnMasks<kVectors>& there, int64_t column, __m512i (&pairs)[kVectors]) const {
-    constexpr size_t kBytes = kVectors * kLanes * sizeof(Element<type>);
-    prefetch<kBytes>(ahead + column);
-    prefetch<kBytes>(ahead + head_dim + column);
     HEADROOM_UNROLL
     for (int u = 0; u < kVectors / 2; ++u) {
       const Element<type>* at = row + column + u * kUnit;
@@ -240,16 +228,15 @@ struct ValuePair {
 
 // Calls take(p, pair of rows) for the pairs of keys [begin, end) of the block.
 template <DType type, class Take>
-HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end, const Take& take) {
+HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, int32_t begin, int32_t end, const Take& take) {
   for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     const int32_t before = c * kChunkKeys, first = HWY_MAX(begin, before), last = HWY_MIN(end, before + kChunkKeys);
     if (first >= last) continue;
-    const int64_t step = 2 * rows.head_dim, skipped = (first - before) / 2 * step;
-    const Element<type>*row = rows.v[c] + skipped, *ahead = later.values_or(rows, c) + skipped;
+    const int64_t step = 2 * rows.head_dim;
+    const Element<type>* row = rows.v[c] + (first - before) / 2 * step;
     for_pairs(first, last, [&](int32_t p, auto has_first, auto has_second) HEADROOM_PAIRS_INLINE {
-      take(p, ValuePair<type, has_first(), has_second()>{row, ahead, rows.head_dim});
+      take(p, ValuePair<type, has_first(), has_second()>{row, rows.head_dim});
       row += step;
-      ahead += step;
     });
   }
 }
@@ -296,12 +283,12 @@ HEADROOM_PAIRS HWY_INLINE void for_columns(int64_t padded_dim, const Mix& mix) {
 // they are stored.
 template <DType type, int kRows>
 HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, const uint32_t* weights, const BlockRows<type>& rows,
-                                     const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
+                                     int32_t begin, int32_t end, int64_t padded_dim) {
   for_columns<kRows <= kDirectPairRows ? 2 : 1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
     constexpr int kVectors = decltype(count)::value;
     const ColumnMasks<kVectors> there(i, rows.head_dim);
     PairSums<kRows, kVectors> sums(accumulator + i, decay, padded_dim);
-    for_value_pairs(rows, later, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
+    for_value_pairs(rows, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
       __m512i pairs[kVectors];
       values.load(there, i, pairs);
       sums.add(weights + p, pairs);
@@ -312,9 +299,8 @@ HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, con
 
 // Values of keys [begin, end) as pairs [kBlockKeys / 2][padded_dim]; a half that is not among them is 0.
 template <DType type>
-HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, const BlockRows<type>& later, int32_t begin, int32_t end,
-                                     int64_t padded_dim) {
-  for_value_pairs(rows, later, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
+HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
+  for_value_pairs(rows, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
     for (int64_t i = 0; i < padded_dim; i += kUnit) {
       __m512i pairs[2];
       values.load(ColumnMasks<2>(i, rows.head_dim), i, pairs);
@@ -373,17 +359,16 @@ struct PairArithmetic {
   static void load_queries(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
     load_query_pairs(call, tile, words(memory.queries));
   }
-  HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later) {
+  HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block) {
     static_assert(kBlockKeys == 2 * kChunkKeys);
     const uint32_t* queries = words(memory.queries);
-    if (type == DType::kI8 && rows > kDirectPairRows) return score_packed(memory, queries, rows, block, later);
+    if (type == DType::kI8 && rows > kDirectPairRows) return score_packed(memory, queries, rows, block);
     for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
       constexpr int kRows = decltype(count)::value;
       float* weights = memory.weights + first * kBlockKeys;
-      const BlockRows<type>* ahead = first == 0 ? &later : nullptr;
-      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, rows, block, ahead, 0);
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, rows, block, 0);
       for (int c = 0; c < 2; ++c) {
-        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, rows, block, ahead, c);
+        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, rows, block, c);
       }
     });
   }
@@ -400,14 +385,14 @@ struct PairArithmetic {
     for (int64_t i = 0; i < padded_dim; i += kUnit) in_order(sums + i);
   }
   static bool mixes_stored(const AttentionCall&, int rows) { return rows <= kTilePairRows; }
-  HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, const BlockRows<type>& later,
-                                        KeyRange range, int64_t padded_dim) {
+  HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range,
+                                        int64_t padded_dim) {
     with_static_count<kTilePairRows>(rows, [&](auto count) HEADROOM_PAIRS {
-      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, later, range.begin, range.end, padded_dim);
+      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, range.begin, range.end, padded_dim);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later, KeyRange range, int64_t padded_dim) {
-    pack_value_pairs<type>(words(memory.values), block, later, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    pack_value_pairs<type>(words(memory.values), block, range.begin, range.end, padded_dim);
   }
   HEADROOM_PAIRS static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
     for_register_tiles<kTilePairRows>(begin, end, [&](int first, auto count) HEADROOM_PAIRS {
@@ -418,11 +403,11 @@ struct PairArithmetic {
 
  private:
   // Keys become pairs once for all rows.
-  HEADROOM_PAIRS static void score_packed(TileMemory& memory, const uint32_t* queries, int rows, const BlockRows<type>& block, const BlockRows<type>& later) {
+  HEADROOM_PAIRS static void score_packed(TileMemory& memory, const uint32_t* queries, int rows, const BlockRows<type>& block) {
     uint32_t* keys = words(memory.keys);
     for (int c = 0; c < 2; ++c) {
       if (block.k[c] == nullptr) continue;
-      for_key_pairs<type, 1>(block, &later, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS_INLINE {
+      for_key_pairs<type, 1>(block, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS_INLINE {
         _mm512_store_si512(keys + pair * kBlockKeys + c * kLanes, vectors[0]);
       });
     }

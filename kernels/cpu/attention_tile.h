@@ -80,7 +80,7 @@ struct SoftmaxState {
 
 // A worker's memory for the tile that it works on.
 struct TileMemory {
-  float* queries;  // [head_dim, kTileQueryRows]: the tile's queries, transposed; of pairs, [head_dim / 2, rows of the tile]
+  float* queries;  // [head_dim, rows of the tile]: its queries, transposed; of pairs, [head_dim / 2, rows of the tile]
   float* keys;     // [head_dim, kBlockKeys]: the block's keys, widened
   float* values;   // [kBlockKeys, padded_dim]
   float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights

@@ -153,7 +153,7 @@ HWY_INLINE void multiply_tile(float* sums, const float* x, const float* w, int64
     for (int v = 0; v < kVectors; ++v)
       acc[r][v] = first ? hn::Zero(d) : hn::Load(d, sums + r * kPanelRows + v * kLanes);
   }
-  accumulate_tile<kRows, kVectors, 1, kTileRows>(acc, x, w, kPanelRows, static_cast<size_t>(steps));
+  accumulate_tile<1>(acc, x, kTileRows, w, kPanelRows, static_cast<size_t>(steps));
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL

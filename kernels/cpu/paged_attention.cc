@@ -21,9 +21,46 @@ HWY_BEFORE_NAMESPACE();
 namespace headroom {
 namespace HWY_NAMESPACE {
 
-// weights[r][j] = q[r] · k[j] over the whole block.
+// Rows up to which keys are widened where they are multiplied, in registers.
+constexpr int kDirectRows = kLanes >= 16 ? 6 : kLanes == 8 || HWY_ARCH_ARM_A64 ? 2 : 0;
+
+// weights[r][j] = q[r] · k[j] over some chunks of the block, from `chunk` on, as they are stored.
+template <DType type, int kRows, int kChunks>
+void score_stored_rows(float* weights, const float* queries, const BlockRows<type>& rows, int chunk) {
+  const DF d;
+  constexpr int kVectors = kChunkKeys / kLanes;  // of a chunk
+  constexpr int64_t kStep = kPerWord<type>;
+  VF acc[kRows][kChunks * kVectors];
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kChunks * kVectors; ++v) acc[r][v] = hn::Zero(d);
+  }
+  for (int64_t i = 0; i < rows.head_dim; i += kStep) {
+    VF elements[kChunks * kVectors][kStep];
+    HEADROOM_UNROLL
+    for (int v = 0; v < kChunks * kVectors; ++v)
+      widen_words<type>(rows.k[chunk + v / kVectors] + i * kChunkKeys + v % kVectors * kLanes * kStep, elements[v]);
+    HEADROOM_UNROLL
+    for (int e = 0; e < kStep; ++e) {
+      HEADROOM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VF q = hn::Set(d, queries[(i + e) * kRows + r]);
+        HEADROOM_UNROLL
+        for (int v = 0; v < kChunks * kVectors; ++v) acc[r][v] = hn::MulAdd(q, elements[v][e], acc[r][v]);
+      }
+    }
+  }
+  HEADROOM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    HEADROOM_UNROLL
+    for (int v = 0; v < kChunks * kVectors; ++v) hn::Store(acc[r][v], d, weights + r * kBlockKeys + chunk * kChunkKeys + v * kLanes);
+  }
+}
+
+// The same over the whole block, of keys that load_keys widened. queries: [head_dim][query_rows].
 template <int kRows>
-void score_rows(float* weights, const float* queries, const float* keys, int64_t head_dim) {
+void score_rows(float* weights, const float* queries, int query_rows, const float* keys, int64_t head_dim) {
   const DF d;
   constexpr int kVectors = kTileVectors < kBlockVectors ? kTileVectors : kBlockVectors;
   for (int first = 0; first < kBlockVectors; first += kVectors) {
@@ -33,8 +70,7 @@ void score_rows(float* weights, const float* queries, const float* keys, int64_t
       HEADROOM_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
     }
-    accumulate_tile<kRows, kVectors, 1, kTileQueryRows>(acc, queries, keys + first * kLanes, kBlockKeys,
-                                                        static_cast<size_t>(head_dim));
+    accumulate_tile<1>(acc, queries, static_cast<size_t>(query_rows), keys + first * kLanes, kBlockKeys, static_cast<size_t>(head_dim));
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
@@ -56,8 +92,7 @@ HWY_INLINE void mix_columns(float* accumulator, const float* decay, const float*
     for (int v = 0; v < kVectors; ++v)
       acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + v * kLanes), factor);
   }
-  accumulate_tile<kRows, kVectors, kBlockKeys, 1>(acc, weights, values, static_cast<size_t>(padded_dim),
-                                                  static_cast<size_t>(steps));
+  accumulate_tile<kBlockKeys>(acc, weights, 1, values, static_cast<size_t>(padded_dim), static_cast<size_t>(steps));
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
@@ -79,8 +114,8 @@ void mix_rows(float* accumulator, const float* decay, const float* weights, cons
 
 // mix_rows on values as they are stored: few enough rows that each value is widened only once, in registers.
 template <DType type, int kRows>
-void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows,
-                     const BlockRows<type>& later, int32_t begin, int32_t end, int64_t padded_dim) {
+void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows, int32_t begin,
+                     int32_t end, int64_t padded_dim) {
   const DF d;
   // More columns at once where there are few rows: enough chains to hide the latency of an addition.
   constexpr int kVectors = kRows * 2 <= kTileRows ? 2 * kTileVectors : kTileVectors;
@@ -96,8 +131,7 @@ void mix_stored_rows(float* accumulator, const float* decay, const float* weight
         for (int v = 0; v < kCount; ++v)
           acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
       }
-      for_value_rows(rows, later, begin, end, [&](int32_t j, const Element<type>* value, const Element<type>* ahead) HWY_ATTR {
-        prefetch<kCount * kLanes * sizeof(Element<type>)>(ahead + i);
+      for_value_rows(rows, begin, end, [&](int32_t j, const Element<type>* value) HWY_ATTR {
         VF widened[kCount];
         HEADROOM_UNROLL
         for (int v = 0; v < kCount; ++v) widened[v] = load_f32<type>(value + i + v * kLanes);
@@ -182,16 +216,20 @@ struct Fp32Arithmetic {
   static constexpr DType kType = type;
 
   static void load_queries(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
-    for (int r = 0; r < call.rows(tile); ++r) {
+    const int rows = call.rows(tile);
+    for (int r = 0; r < rows; ++r) {
       const float* q = call.query(tile, r);
-      for (int64_t i = 0; i < call.params.head_dim; ++i) memory.queries[i * kTileQueryRows + r] = q[i];
+      for (int64_t i = 0; i < call.params.head_dim; ++i) memory.queries[i * rows + r] = q[i];
     }
   }
   // Scores of all rows with all keys of the block.
-  static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later) {
-    load_keys<type>(memory.keys, block, later);
+  static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block) {
+    if constexpr (kDirectRows > 0) {
+      if (rows <= kDirectRows) return score_stored(memory, rows, block);
+    }
+    load_keys<type>(memory.keys, block);
     for_register_tiles<kTileRows>(0, rows, [&](int first, auto count) HWY_ATTR {
-      score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, memory.keys, call.params.head_dim);
+      score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, rows, memory.keys, call.params.head_dim);
     });
   }
   // Of a row, before they meet the values; `added` are their sums, to be added to the decayed lane_sums.
@@ -199,15 +237,14 @@ struct Fp32Arithmetic {
   static void finish_sums(float*, int64_t) {}  // of a row, after the last block of a split
   // Whether rows that all see the same keys are mixed from values as they are stored.
   static bool mixes_stored(const AttentionCall& call, int rows) { return rows <= kTileRows && call.params.head_dim % kLanes == 0; }
-  static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, const BlockRows<type>& later,
-                         KeyRange range, int64_t padded_dim) {
+  static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range,
+                         int64_t padded_dim) {
     with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
-      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, later, range.begin, range.end,
-                                                      padded_dim);
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, range.begin, range.end, padded_dim);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, const BlockRows<type>& later, KeyRange range, int64_t padded_dim) {
-    HWY_NAMESPACE::load_values<type>(memory.values, block, later, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
+    HWY_NAMESPACE::load_values<type>(memory.values, block, range.begin, range.end, padded_dim);
   }
   // Rows [begin, end), which see the keys of `range`, with the loaded values.
   static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
@@ -217,18 +254,33 @@ struct Fp32Arithmetic {
                                        range.end - range.begin, padded_dim);
     });
   }
+
+ private:
+  static void score_stored(TileMemory& memory, int rows, const BlockRows<type>& block) {
+    static_assert(kBlockKeys == 2 * kChunkKeys);
+    with_static_count<kDirectRows>(rows, [&](auto count) HWY_ATTR {
+      constexpr int kRows = decltype(count)::value;
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_rows<type, kRows, 2>(memory.weights, memory.queries, block, 0);
+      for (int c = 0; c < 2; ++c) {
+        if (block.k[c] != nullptr) score_stored_rows<type, kRows, 1>(memory.weights, memory.queries, block, c);
+      }
+    });
+  }
 };
 
-// Takes one block of keys into the split's state of every row that sees some of them.
+// Takes one block of keys into the split's state of every row that sees some of them. Between its stages, runs of a later block are asked
+// of memory, which then is never idle for long.
 template <class Arithmetic>
-void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block,
-                  KeyRange block_range, const BlockRows<Arithmetic::kType>& later) {
+void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range,
+                  const BlockRows<Arithmetic::kType>& stored, const BlockRows<Arithmetic::kType>& later) {
+  static_assert(kBlockKeys == 2 * kChunkKeys);
   constexpr DType type = Arithmetic::kType;
   const int64_t padded_dim = call.padded_dim();
   const int group = call.group(), rows = call.rows(tile);
   const float scale_log2 = call.params.scale * 1.44269504f;
-  const BlockRows<type> stored(call, tile, block, block_range);
-  Arithmetic::score(call, rows, memory, stored, later);
+  later.prefetch_keys(0);
+  Arithmetic::score(call, rows, memory, stored);
+  later.prefetch_keys(1);
 
   const BlockScales<type> scales(stored);
   KeyRange ranges[kTileQueryRows];
@@ -260,36 +312,44 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     }
   }
 
+  later.prefetch_values(0);
   const auto in_block = [block](KeyRange range) { return KeyRange{range.begin - block, range.end - block}; };
-  if (uniform && Arithmetic::mixes_stored(call, rows)) return Arithmetic::mix_stored(memory, decay, rows, stored, later, in_block(ranges[0]), padded_dim);
-  Arithmetic::load_values(memory, stored, later, in_block(block_range), padded_dim);
-  // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
-  // its own.
-  const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
-  for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
-    if (ranges[t].empty()) continue;
-    Arithmetic::mix(memory, decay, t * group, (t + tokens_per_pass) * group, in_block(ranges[t]), padded_dim);
+  if (uniform && Arithmetic::mixes_stored(call, rows)) {
+    Arithmetic::mix_stored(memory, decay, rows, stored, in_block(ranges[0]), padded_dim);
+  } else {
+    Arithmetic::load_values(memory, stored, in_block(block_range), padded_dim);
+    // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
+    // its own.
+    const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
+    for (int32_t t = 0; t < tile.tokens; t += tokens_per_pass) {
+      if (ranges[t].empty()) continue;
+      Arithmetic::mix(memory, decay, t * group, (t + tokens_per_pass) * group, in_block(ranges[t]), padded_dim);
+    }
   }
+  later.prefetch_values(1);
 }
 
-// What is to be read kAheadKeys after `block`: of the tile, and behind its end of `next`, unless null.
-template <DType type>
-BlockRows<type> rows_ahead(const AttentionCall& call, const AttentionTile& tile, const AttentionTile* next, int32_t block) {
-  const auto rows_at = [&call](const AttentionTile& of, int32_t at) {
-    const KeyRange seen = cpu::visible_to_tile(of, call.params.window_tokens);
-    return BlockRows<type>(call, of, at, {std::max(at, seen.begin), std::min(at + kBlockKeys, seen.end)});
+// What is to be read kAheadKeys after `block` of some tiles, KV heads of the same rows: of theirs, and behind their end of those of `next`.
+struct Ahead {
+  BlockPlace place;
+  std::span<const AttentionTile> heads;
+};
+Ahead ahead_of(const AttentionCall& call, std::span<const AttentionTile> heads, std::span<const AttentionTile> next, int32_t block) {
+  const auto seen = [&call](const AttentionTile& tile) { return cpu::visible_to_tile(tile, call.params.window_tokens); };
+  const auto ahead_at = [&call, &seen](std::span<const AttentionTile> of, int32_t at) {
+    const KeyRange range{std::max(at, seen(of[0]).begin), std::min(at + kBlockKeys, seen(of[0]).end)};
+    return Ahead{BlockPlace(call.layer, of[0].page_table, at, range), of};
   };
-  const int32_t at = block + cpu::kAheadKeys, end = (tile.last_position() / kBlockKeys + 1) * kBlockKeys;
-  if (at < end || next == nullptr) return rows_at(tile, at);
-  const int32_t next_begin = cpu::visible_to_tile(*next, call.params.window_tokens).begin / kBlockKeys * kBlockKeys;
-  return rows_at(*next, next_begin + at - end);
+  const int32_t at = block + cpu::kAheadKeys, end = (heads[0].last_position() / kBlockKeys + 1) * kBlockKeys;
+  if (at < end || next.empty()) return ahead_at(heads, at);
+  return ahead_at(next, seen(next[0]).begin / kBlockKeys * kBlockKeys + at - end);
 }
 
-// The states of all rows of some tiles over the keys of one split: tiles of several KV heads of the same rows. `next`, unless null: the
-// tile that is likely to follow them.
+// The states of all rows of some tiles over the keys of one split: tiles of several KV heads of the same rows. `next`: those
+// that are likely to follow them, if any.
 template <class Arithmetic>
-void attend_split(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next, std::span<TileMemory> memory,
-                  int32_t split) {
+void attend_split(const AttentionCall& call, std::span<const AttentionTile> heads, std::span<const AttentionTile> next,
+                  std::span<TileMemory> memory, int32_t split) {
   for (size_t h = 0; h < heads.size(); ++h) {
     memory[h].split.clear(call.rows(heads[h]), call.padded_dim());
     std::fill(memory[h].lane_sums, memory[h].lane_sums + call.rows(heads[h]) * kLanes, 0.0f);
@@ -299,8 +359,12 @@ void attend_split(const AttentionCall& call, std::span<const AttentionTile> head
   for (int32_t block = split * cpu::kSplitKeys; block < end; block += kBlockKeys) {
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
     if (range.empty()) continue;
+    const BlockPlace place(call.layer, heads[0].page_table, block, range);
+    const Ahead ahead = ahead_of(call, heads, next, block);
     for (size_t h = 0; h < heads.size(); ++h) {
-      attend_block<Arithmetic>(call, heads[h], memory[h], block, range, rows_ahead<Arithmetic::kType>(call, heads[h], next, block));
+      const BlockRows<Arithmetic::kType> stored(call.layer, place, heads[h].kv_head);
+      const BlockRows<Arithmetic::kType> later(call.layer, ahead.place, ahead.heads[std::min(h, ahead.heads.size() - 1)].kv_head);
+      attend_block<Arithmetic>(call, heads[h], memory[h], block, range, stored, later);
     }
   }
   const DF d;
@@ -378,7 +442,7 @@ void load_queries_any(const AttentionCall& call, const AttentionTile& tile, Tile
   with_arithmetic(call, [&](auto arithmetic) { arithmetic.load_queries(call, tile, memory); });
 }
 
-void attend_split_any(const AttentionCall& call, std::span<const AttentionTile> heads, const AttentionTile* next,
+void attend_split_any(const AttentionCall& call, std::span<const AttentionTile> heads, std::span<const AttentionTile> next,
                       std::span<TileMemory> memory, int32_t split) {
   with_arithmetic(call, [&](auto arithmetic) { attend_split<decltype(arithmetic)>(call, heads, next, memory, split); });
 }
@@ -467,11 +531,11 @@ struct TileRun {
   WorkerMemory memory_of(int worker) const {
     return {worker_memory + static_cast<size_t>(worker) * WorkerMemory::floats(call.padded_dim()), call.padded_dim()};
   }
+  std::span<const AttentionTile> tiles_of(size_t group) const { return tiles.subspan(groups[group].first, groups[group].count); }
   SplitRange splits(size_t group) const { return splits_of(tiles[groups[group].first], call.params.window_tokens); }
   void attend(size_t group, std::span<TileMemory> memory, int32_t split) const {
-    const auto [first, count] = groups[group];
-    const AttentionTile* next = first + count < tiles.size() ? &tiles[first + count] : nullptr;
-    HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles.subspan(first, count), next, memory, split);
+    const auto next = group + 1 < groups.size() ? tiles_of(group + 1) : std::span<const AttentionTile>();
+    HWY_DYNAMIC_DISPATCH(attend_split_any)(call, tiles_of(group), next, memory, split);
   }
 };
 
@@ -481,7 +545,7 @@ void attend_tiles(const TileRun& run) {
     const auto group = static_cast<size_t>(begin);
     WorkerMemory worker_memory = run.memory_of(worker);
     const std::span<TileMemory> memory = worker_memory.of(run.groups[group]);
-    const auto tiles = run.tiles.subspan(run.groups[group].first, memory.size());
+    const auto tiles = run.tiles_of(group);
     for (size_t h = 0; h < tiles.size(); ++h) {
       HWY_DYNAMIC_DISPATCH(load_queries_any)(run.call, tiles[h], memory[h]);
       memory[h].total.clear(run.call.rows(tiles[h]), run.call.padded_dim());

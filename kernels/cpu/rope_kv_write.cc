@@ -84,7 +84,7 @@ void store_rounded(std::byte* to, float* scale, const float* from, int64_t count
 // Rounds a row's k and v heads into the slot of its position.
 void write_slot(const float* k, const float* v, const KvLayer& layer, int32_t page, int32_t slot) {
   CHECK_GE(page, 0) << "a row's own page must be there";
-  const int64_t row_bytes = layer.head_dim * static_cast<int64_t>(dtype_bytes(layer.dtype));
+  const int64_t row_bytes = layer.head_dim * static_cast<int64_t>(dtype_bytes(layer.dtype)), word_bytes = key_word_bytes(layer.dtype);
   std::byte* elements = layer.data + static_cast<size_t>(page) * layer.page_stride_bytes;
   float* scales = reinterpret_cast<float*>(elements + layer.scales_offset());
   alignas(64) std::byte key[kHeadDimMax * sizeof(float)];
@@ -92,8 +92,8 @@ void write_slot(const float* k, const float* v, const KvLayer& layer, int32_t pa
     const int64_t k_row = g * layer.page_tokens + slot, v_row = layer.rows() + k_row;
     store_rounded(key, scales + k_row, k + g * layer.head_dim, layer.head_dim, layer.dtype);
     std::byte* keys = elements + g * layer.page_tokens * row_bytes;
-    for (int64_t word = 0; word < row_bytes / kWordBytes; ++word)
-      std::memcpy(keys + key_word_offset(slot, word, row_bytes), key + word * kWordBytes, kWordBytes);
+    for (int64_t word = 0; word < row_bytes / word_bytes; ++word)
+      std::memcpy(keys + key_word_offset(layer.dtype, slot, word, row_bytes), key + word * word_bytes, static_cast<size_t>(word_bytes));
     store_rounded(elements + v_row * row_bytes, scales + v_row, v + g * layer.head_dim, layer.head_dim, layer.dtype);
   }
 }

@@ -129,11 +129,11 @@ HWY_INLINE VF exp2_nonpositive(VF x) {
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Zero(d), result);
 }
 
-// acc[r][v] += a[k·kAStep + r·kARow] · b[k·b_stride + v·kLanes], k ascending: one chain of fused multiply-adds per
+// acc[r][v] += a[k·a_stride + r·kARow] · b[k·b_stride + v·kLanes], k ascending: one chain of fused multiply-adds per
 // output.
-template <int kRows, int kVectors, int kARow, int kAStep>
-HWY_INLINE void accumulate_tile(VF (&acc)[kRows][kVectors], const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
-                                size_t b_stride, size_t steps) {
+template <int kARow, int kRows, int kVectors>
+HWY_INLINE void accumulate_tile(VF (&acc)[kRows][kVectors], const float* HWY_RESTRICT a, size_t a_stride,
+                                const float* HWY_RESTRICT b, size_t b_stride, size_t steps) {
   const DF d;
   for (size_t k = 0; k < steps; ++k) {
     VF w[kVectors];
@@ -145,7 +145,7 @@ HWY_INLINE void accumulate_tile(VF (&acc)[kRows][kVectors], const float* HWY_RES
       HEADROOM_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::MulAdd(x, w[v], acc[r][v]);
     }
-    a += kAStep;
+    a += a_stride;
     b += b_stride;
   }
 }

@@ -47,10 +47,10 @@ inline std::vector<float> stored_row(DType type, std::span<const float> row) {
   return stored;
 }
 
-// Which element of a page of the CPU's is element i of the key in row `row` of [G][page_tokens]: 16 neighbouring keys have their first 4 bytes
-// side by side, then their next.
+// Which element of a page of the CPU's is element i of the key in row `row` of [G][page_tokens]: 16 neighbouring keys have their first word
+// side by side, then their next: 4 bytes, or of fp16 2.
 inline size_t cpu_key_element(DType type, int32_t head_dim, int32_t page_tokens, size_t row, int32_t i) {
-  const size_t per_word = 4 / dtype_bytes(type), dim = static_cast<size_t>(head_dim), at = static_cast<size_t>(i);
+  const size_t per_word = type == DType::kF16 ? 1 : 4 / dtype_bytes(type), dim = static_cast<size_t>(head_dim), at = static_cast<size_t>(i);
   const size_t head = row / static_cast<size_t>(page_tokens), slot = row % static_cast<size_t>(page_tokens);
   const size_t chunk = head * static_cast<size_t>(page_tokens) * dim + slot / 16 * 16 * dim;
   return chunk + at / per_word * 16 * per_word + slot % 16 * per_word + at % per_word;
