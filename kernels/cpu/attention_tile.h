@@ -18,15 +18,16 @@ constexpr int kTileQueryRows = 32;  // the largest group
 constexpr int kLanesMax = 16;       // floats of a target's widest vector
 constexpr int kBlockKeys = 32;
 constexpr int32_t kSplitKeys = 512;
-constexpr int32_t kAheadKeys = 2 * kBlockKeys;  // what is asked of memory while a block is worked on
-static_assert(kAheadKeys % kBlockKeys == 0 && kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
+static_assert(kSplitKeys % kBlockKeys == 0 && kBlockKeys % kChunkKeys == 0);
 // From so many tiles per worker on, whole tiles spread evenly enough, and splits need no memory.
 constexpr size_t kTilesPerWorker = 8;
 // Parts (a split of tiles that are worked on together) per worker from which on they spread evenly enough.
 constexpr size_t kPartsPerWorker = 6;
-// KV heads whose tiles are worked on together, and rows of a tile up to which they are: more would not fit into L1.
-constexpr size_t kHeadsTogether = 4;
+// KV heads whose tiles are worked on together, rows of a tile up to which they are, and bytes that a block of theirs may have: it is asked
+// for a block ahead, and L2 holds both.
+constexpr size_t kHeadsTogether = 16;
 constexpr int kRowsTogether = 8;
+constexpr size_t kTogetherBytesMax = 256 << 10;
 // Bytes that the states of splits may take before they are merged; more tiles are done in turns. One alone may take more: a state for each
 // kSplitKeys of its context.
 constexpr size_t kPartialBytesMax = 1 << 20;
@@ -63,14 +64,14 @@ struct AttentionCall {
   }
 };
 
-// What one row has of the keys seen so far: the largest score, Σ 2^(score − max), and Σ 2^(score − max) · v.
+// What each of up to `rows_max` rows has of the keys seen so far: the largest score, Σ 2^(score − max), and Σ 2^(score − max) · v.
 struct SoftmaxState {
-  float* max;          // [kTileQueryRows]
-  float* sum;          // [kTileQueryRows]
-  float* accumulator;  // [kTileQueryRows, padded_dim]
+  float* max;          // [rows_max]
+  float* sum;          // [rows_max]
+  float* accumulator;  // [rows_max, padded_dim]
 
-  SoftmaxState(float* memory) : max(memory), sum(memory + kTileQueryRows), accumulator(memory + 2 * kTileQueryRows) {}
-  static size_t floats(int64_t padded_dim) { return static_cast<size_t>(kTileQueryRows * (2 + padded_dim)); }
+  SoftmaxState(float* memory, int rows_max) : max(memory), sum(memory + rows_max), accumulator(memory + 2 * rows_max) {}
+  static size_t floats(int rows_max, int64_t padded_dim) { return static_cast<size_t>(rows_max * (2 + padded_dim)); }
   void clear(int rows, int64_t padded_dim) {
     std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + rows, 0.0f);
@@ -78,27 +79,29 @@ struct SoftmaxState {
   }
 };
 
-// A worker's memory for the tile that it works on.
+// A worker's memory for a tile in flight, of up to `rows_max` rows. What a block leaves nothing in, tiles that are worked on together share.
 struct TileMemory {
-  float* queries;  // [head_dim, rows of the tile]: its queries, transposed; of pairs, [head_dim / 2, rows of the tile]
-  float* keys;     // [head_dim, kBlockKeys]: the block's keys, widened
-  float* values;   // [kBlockKeys, padded_dim]
-  float* weights;  // [kTileQueryRows, kBlockKeys]: scores, then softmax weights
-  float* lane_sums;  // [kTileQueryRows, lanes of the target]: what becomes the split's sum
+  float* keys;       // [head_dim, kBlockKeys]: the block's keys, widened. Shared
+  float* values;     // [kBlockKeys, padded_dim]. Shared
+  float* weights;    // [rows_max, kBlockKeys]: scores, then softmax weights. Shared
+  float* queries;    // [head_dim, rows of the tile]: its queries, transposed; of pairs, [head_dim / 2, rows of the tile]
+  float* lane_sums;  // [rows_max, lanes of the target]: what becomes the split's sum
   SoftmaxState split;
   SoftmaxState total;
 
-  TileMemory(float* memory, int64_t padded_dim)
-      : queries(memory),
-        keys(queries + padded_dim * kTileQueryRows),
+  TileMemory(float* shared, float* own, int rows_max, int64_t padded_dim)
+      : keys(shared),
         values(keys + padded_dim * kBlockKeys),
         weights(values + padded_dim * kBlockKeys),
-        lane_sums(weights + kTileQueryRows * kBlockKeys),
-        split(lane_sums + kTileQueryRows * kLanesMax),
-        total(split.max + SoftmaxState::floats(padded_dim)) {}
-  static size_t floats(int64_t padded_dim) {
-    return static_cast<size_t>(padded_dim * (kTileQueryRows + 2 * kBlockKeys) + kTileQueryRows * (kBlockKeys + kLanesMax)) +
-           2 * SoftmaxState::floats(padded_dim);
+        queries(own),
+        lane_sums(queries + padded_dim * rows_max),
+        split(lane_sums + rows_max * kLanesMax, rows_max),
+        total(split.max + SoftmaxState::floats(rows_max, padded_dim), rows_max) {}
+  static size_t shared_floats(int rows_max, int64_t padded_dim) {
+    return static_cast<size_t>(padded_dim * 2 * kBlockKeys + rows_max * kBlockKeys);
+  }
+  static size_t own_floats(int rows_max, int64_t padded_dim) {
+    return static_cast<size_t>(rows_max * (padded_dim + kLanesMax)) + 2 * SoftmaxState::floats(rows_max, padded_dim);
   }
 };
 

@@ -268,8 +268,8 @@ struct Fp32Arithmetic {
   }
 };
 
-// Takes one block of keys into the split's state of every row that sees some of them. Between its stages, runs of a later block are asked
-// of memory, which then is never idle for long.
+// Takes one block of keys into the split's state of every row that sees some of them. Between its stages, the runs of a later block are
+// asked of memory, which then is never idle for long.
 template <class Arithmetic>
 void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range,
                   const BlockRows<Arithmetic::kType>& stored, const BlockRows<Arithmetic::kType>& later) {
@@ -329,20 +329,19 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
   later.prefetch_values(1);
 }
 
-// What is to be read kAheadKeys after `block` of some tiles, KV heads of the same rows: of theirs, and behind their end of those of `next`.
-struct Ahead {
+// The block that is read after `block` of some tiles, KV heads of the same rows: theirs, and after their last the first of `next`.
+struct NextBlock {
   BlockPlace place;
   std::span<const AttentionTile> heads;
 };
-Ahead ahead_of(const AttentionCall& call, std::span<const AttentionTile> heads, std::span<const AttentionTile> next, int32_t block) {
+NextBlock block_after(const AttentionCall& call, std::span<const AttentionTile> heads, std::span<const AttentionTile> next, int32_t block) {
   const auto seen = [&call](const AttentionTile& tile) { return cpu::visible_to_tile(tile, call.params.window_tokens); };
-  const auto ahead_at = [&call, &seen](std::span<const AttentionTile> of, int32_t at) {
+  const auto block_at = [&call, &seen](std::span<const AttentionTile> of, int32_t at) {
     const KeyRange range{std::max(at, seen(of[0]).begin), std::min(at + kBlockKeys, seen(of[0]).end)};
-    return Ahead{BlockPlace(call.layer, of[0].page_table, at, range), of};
+    return NextBlock{BlockPlace(call.layer, of[0].page_table, at, range), of};
   };
-  const int32_t at = block + cpu::kAheadKeys, end = (heads[0].last_position() / kBlockKeys + 1) * kBlockKeys;
-  if (at < end || next.empty()) return ahead_at(heads, at);
-  return ahead_at(next, seen(next[0]).begin / kBlockKeys * kBlockKeys + at - end);
+  if (block + kBlockKeys <= heads[0].last_position() || next.empty()) return block_at(heads, block + kBlockKeys);
+  return block_at(next, seen(next[0]).begin / kBlockKeys * kBlockKeys);
 }
 
 // The states of all rows of some tiles over the keys of one split: tiles of several KV heads of the same rows. `next`: those
@@ -360,10 +359,10 @@ void attend_split(const AttentionCall& call, std::span<const AttentionTile> head
     const KeyRange range{std::max(block, seen.begin), std::min(block + kBlockKeys, seen.end)};
     if (range.empty()) continue;
     const BlockPlace place(call.layer, heads[0].page_table, block, range);
-    const Ahead ahead = ahead_of(call, heads, next, block);
+    const NextBlock after = block_after(call, heads, next, block);
     for (size_t h = 0; h < heads.size(); ++h) {
       const BlockRows<Arithmetic::kType> stored(call.layer, place, heads[h].kv_head);
-      const BlockRows<Arithmetic::kType> later(call.layer, ahead.place, ahead.heads[std::min(h, ahead.heads.size() - 1)].kv_head);
+      const BlockRows<Arithmetic::kType> later(call.layer, after.place, after.heads[std::min(h, after.heads.size() - 1)].kv_head);
       attend_block<Arithmetic>(call, heads[h], memory[h], block, range, stored, later);
     }
   }
@@ -502,18 +501,16 @@ std::vector<Heads> group_heads(std::span<const AttentionTile> tiles, size_t toge
   return groups;
 }
 
-// What a worker works in: a TileMemory for each tile of a group; what is used up within a block, they share.
+// What a worker works in.
 class WorkerMemory {
  public:
-  WorkerMemory(float* memory, int64_t padded_dim) {
-    for (size_t h = 0; h < kHeadsTogether; ++h) {
-      tiles_.emplace_back(memory + h * TileMemory::floats(padded_dim), padded_dim);
-      tiles_[h].keys = tiles_[0].keys;
-      tiles_[h].values = tiles_[0].values;
-      tiles_[h].weights = tiles_[0].weights;
-    }
+  WorkerMemory(float* memory, size_t heads, int rows_max, int64_t padded_dim) {
+    float* own = memory + TileMemory::shared_floats(rows_max, padded_dim);
+    for (size_t h = 0; h < heads; ++h, own += TileMemory::own_floats(rows_max, padded_dim)) tiles_.emplace_back(memory, own, rows_max, padded_dim);
   }
-  static size_t floats(int64_t padded_dim) { return kHeadsTogether * TileMemory::floats(padded_dim); }
+  static size_t floats(size_t heads, int rows_max, int64_t padded_dim) {
+    return TileMemory::shared_floats(rows_max, padded_dim) + heads * TileMemory::own_floats(rows_max, padded_dim);
+  }
   std::span<TileMemory> of(const Heads& heads) { return std::span(tiles_).first(heads.count); }
 
  private:
@@ -526,10 +523,13 @@ struct TileRun {
   const AttentionCall& call;
   std::span<const AttentionTile> tiles;
   std::span<const Heads> groups;  // of them
+  size_t heads_max;               // of a group
+  int rows_max;                   // of a tile
   float* worker_memory;
 
   WorkerMemory memory_of(int worker) const {
-    return {worker_memory + static_cast<size_t>(worker) * WorkerMemory::floats(call.padded_dim()), call.padded_dim()};
+    const size_t floats = WorkerMemory::floats(heads_max, rows_max, call.padded_dim());
+    return {worker_memory + static_cast<size_t>(worker) * floats, heads_max, rows_max, call.padded_dim()};
   }
   std::span<const AttentionTile> tiles_of(size_t group) const { return tiles.subspan(groups[group].first, groups[group].count); }
   SplitRange splits(size_t group) const { return splits_of(tiles[groups[group].first], call.params.window_tokens); }
@@ -579,9 +579,9 @@ void attend_splits(const TileRun& run, Scratch& partials) {
     for (int32_t split = splits.begin; split < splits.end; ++split, states_count += run.groups[i].count) parts.push_back({i, split, states_count});
   }
   first_part.push_back(parts.size());
-  const size_t state_floats = SoftmaxState::floats(run.call.padded_dim());
+  const size_t state_floats = SoftmaxState::floats(run.rows_max, run.call.padded_dim());
   float* states = partials.reserve(states_count * state_floats);
-  const auto state = [&](const Part& part, size_t h) { return SoftmaxState(states + (part.first_state + h) * state_floats); };
+  const auto state = [&](const Part& part, size_t h) { return SoftmaxState(states + (part.first_state + h) * state_floats, run.rows_max); };
   run.pool.for_shared(static_cast<int64_t>(parts.size()), 1, [&](int worker, int64_t begin, int64_t) {
     const Part& part = parts[static_cast<size_t>(begin)];
     WorkerMemory worker_memory = run.memory_of(worker);
@@ -615,9 +615,8 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   const std::vector<AttentionTile> tiles = cut_tiles(call);
   if (tiles.empty()) return;
   const size_t workers = static_cast<size_t>(pool.threads());
-  float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(call.padded_dim()));
-  int rows = 0;  // of a tile
-  for (const AttentionTile& tile : tiles) rows = std::max(rows, call.rows(tile));
+  int rows_max = 0;  // of a tile
+  for (const AttentionTile& tile : tiles) rows_max = std::max(rows_max, call.rows(tile));
   const auto splits_of_all = [&](std::span<const Heads> groups) {
     int64_t splits = 0;
     for (const Heads& heads : groups) {
@@ -626,21 +625,25 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
     }
     return splits;
   };
-  // Together where memory is what they wait for, and where they are many enough to go round even so.
-  std::vector<Heads> groups = group_heads(tiles, rows <= kRowsTogether ? kHeadsTogether : 1);
-  if (splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(tiles, 1);
+  // Together where memory is what they wait for, as many as there are parts enough to go round even so.
+  const size_t block_bytes = 2 * kBlockKeys * kv_row_bytes(layer.dtype, layer.head_dim);
+  size_t together = rows_max <= kRowsTogether ? std::clamp<size_t>(kTogetherBytesMax / block_bytes, 1, kHeadsTogether) : 1;
+  std::vector<Heads> groups = group_heads(tiles, together);
+  while (together > 1 && splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(tiles, together /= 2);
+  rows_max = rows_max <= kRowsTogether ? kRowsTogether : kTileQueryRows;
+  float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(together, rows_max, call.padded_dim()));
   const bool groups_go_round =
       workers == 1 || groups.size() >= workers * kTilesPerWorker || splits_of_all(groups) == static_cast<int64_t>(groups.size());
-  if (groups_go_round) return attend_tiles({pool, call, tiles, groups, worker_memory});
+  if (groups_go_round) return attend_tiles({pool, call, tiles, groups, together, rows_max, worker_memory});
   // In waves of groups whose partial states stay within a fixed room, or of a group alone, whose states grow with its context.
-  const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(call.padded_dim()) * sizeof(float)));
+  const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(rows_max, call.padded_dim()) * sizeof(float)));
   for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
     for (int64_t states = 0; end < groups.size(); ++end) {
       const SplitRange range = splits_of(tiles[groups[end].first], params.window_tokens);
       states += static_cast<int64_t>(groups[end].count) * (range.end - range.begin);
       if (states > states_max && end > begin) break;
     }
-    attend_splits({pool, call, tiles, std::span(groups).subspan(begin, end - begin), worker_memory}, scratch.partials);
+    attend_splits({pool, call, tiles, std::span(groups).subspan(begin, end - begin), together, rows_max, worker_memory}, scratch.partials);
   }
 }
 
