@@ -491,11 +491,12 @@ struct Heads {
   size_t count;
 };
 
-std::vector<Heads> group_heads(std::span<const AttentionTile> tiles, size_t together) {
+std::vector<Heads> group_heads(const AttentionCall& call, std::span<const AttentionTile> tiles, size_t together) {
   std::vector<Heads> groups;
   for (size_t i = 0; i < tiles.size(); i += groups.back().count) {
+    const size_t count_max = call.rows(tiles[i]) <= kRowsTogether ? together : 1;
     size_t count = 1;
-    while (count < together && i + count < tiles.size() && tiles[i + count].first_row == tiles[i].first_row) ++count;
+    while (count < count_max && i + count < tiles.size() && tiles[i + count].first_row == tiles[i].first_row) ++count;
     groups.push_back({i, count});
   }
   return groups;
@@ -615,8 +616,6 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   const std::vector<AttentionTile> tiles = cut_tiles(call);
   if (tiles.empty()) return;
   const size_t workers = static_cast<size_t>(pool.threads());
-  int rows_max = 0;  // of a tile
-  for (const AttentionTile& tile : tiles) rows_max = std::max(rows_max, call.rows(tile));
   const auto splits_of_all = [&](std::span<const Heads> groups) {
     int64_t splits = 0;
     for (const Heads& heads : groups) {
@@ -625,16 +624,18 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
     }
     return splits;
   };
-  // Together where memory is what they wait for, as many as there are parts enough to go round even so.
+  // As many together as leave parts enough to go round.
   const size_t block_bytes = 2 * kBlockKeys * kv_row_bytes(layer.dtype, layer.head_dim);
-  size_t together = rows_max <= kRowsTogether ? std::clamp<size_t>(kTogetherBytesMax / block_bytes, 1, kHeadsTogether) : 1;
-  std::vector<Heads> groups = group_heads(tiles, together);
-  while (together > 1 && splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(tiles, together /= 2);
-  rows_max = rows_max <= kRowsTogether ? kRowsTogether : kTileQueryRows;
-  float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(together, rows_max, call.padded_dim()));
+  size_t together = std::clamp<size_t>(kTogetherBytesMax / block_bytes, 1, kHeadsTogether);
+  std::vector<Heads> groups = group_heads(call, tiles, together);
+  while (together > 1 && splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(call, tiles, together /= 2);
+  const bool small = std::ranges::all_of(tiles, [&call](const AttentionTile& tile) { return call.rows(tile) <= kRowsTogether; });
+  const int rows_max = small ? kRowsTogether : kTileQueryRows;
+  const size_t heads_max = std::ranges::max(groups, {}, &Heads::count).count;
+  float* worker_memory = scratch.workers.reserve(workers * WorkerMemory::floats(heads_max, rows_max, call.padded_dim()));
   const bool groups_go_round =
       workers == 1 || groups.size() >= workers * kTilesPerWorker || splits_of_all(groups) == static_cast<int64_t>(groups.size());
-  if (groups_go_round) return attend_tiles({pool, call, tiles, groups, together, rows_max, worker_memory});
+  if (groups_go_round) return attend_tiles({pool, call, tiles, groups, heads_max, rows_max, worker_memory});
   // In waves of groups whose partial states stay within a fixed room, or of a group alone, whose states grow with its context.
   const int64_t states_max = static_cast<int64_t>(kPartialBytesMax / (SoftmaxState::floats(rows_max, call.padded_dim()) * sizeof(float)));
   for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
@@ -643,7 +644,7 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
       states += static_cast<int64_t>(groups[end].count) * (range.end - range.begin);
       if (states > states_max && end > begin) break;
     }
-    attend_splits({pool, call, tiles, std::span(groups).subspan(begin, end - begin), together, rows_max, worker_memory}, scratch.partials);
+    attend_splits({pool, call, tiles, std::span(groups).subspan(begin, end - begin), heads_max, rows_max, worker_memory}, scratch.partials);
   }
 }
 

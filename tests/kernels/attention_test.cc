@@ -250,29 +250,35 @@ TEST_P(AttentionBits, ThreadsChangeNothing) {
   }
 }
 
-// KV heads are taken together, four and one; with two threads there are more splits than the room for their states, so that tiles take
-// turns. A prefill takes each head by itself.
+// KV heads are taken together, sixteen and four; with two threads there are more splits than the room for their states, so that tiles take
+// turns. A prefill, alone or beside them, takes each head by itself.
 TEST_P(AttentionBits, ManyLongContextsChangeNothing) {
-  const int32_t tokens = 4500, mates = 4;
+  const int32_t tokens = 4500, last = tokens - 40, mates = 4;
   Shape shape = small_shape(DType::kBF16);
-  shape.kv_heads = 5;
+  shape.kv_heads = 20;
   const Sequence sequence(shape, tokens, 23);
-  const std::vector<uint32_t> alone = reference::bits(run_alone(*make(2), sequence, 32, {0, tokens}));
-  const std::span<const uint32_t> expected = std::span(alone).last(static_cast<size_t>(shape.out_cols()));
+  const std::vector<uint32_t> alone = reference::bits(run_alone(*make(2), sequence, 32, {0, last, tokens}, 1, last));
+  const std::span<const uint32_t> expected = std::span(alone).last(static_cast<size_t>((tokens - last) * shape.out_cols()));
   for (const int threads : {1, 2}) {
     const auto backend = make(threads);
-    Pool pool(*backend, shape, 32, mates * (tokens / 32 + 2), 9);
-    std::vector<std::vector<int32_t>> tables(mates);
-    std::vector<Pool::Chunk> decode;
+    Pool pool(*backend, shape, 32, (mates + 1) * (tokens / 32 + 2), 9);
+    std::vector<std::vector<int32_t>> tables(mates + 1);
+    std::vector<Pool::Chunk> chunks;
     for (std::vector<int32_t>& table : tables) {
-      const Pool::Chunk prefill{&sequence, &table, 0, tokens - 1};
-      pool.step({&prefill, 1});
-      decode.push_back({&sequence, &table, tokens - 1, tokens});
+      const int32_t known = &table == &tables.back() ? last : tokens - 1;
+      const Pool::Chunk before{&sequence, &table, 0, known};
+      pool.step({&before, 1}, false);
+      chunks.push_back({&sequence, &table, known, tokens});
     }
-    const std::vector<uint32_t> rows = reference::bits(pool.step(decode));
-    for (int32_t m = 0; m < mates; ++m) {
-      const auto row = rows.begin() + m * shape.out_cols();
-      EXPECT_TRUE(std::equal(expected.begin(), expected.end(), row)) << "mate " << m << " of " << threads << " threads";
+    const auto decode = std::span(chunks).first(mates);
+    for (const std::span<const Pool::Chunk> step : {decode, std::span(chunks)}) {
+      const std::vector<uint32_t> rows = reference::bits(pool.step(step));
+      auto row = rows.begin();
+      for (size_t m = 0; m < step.size(); ++m) {
+        const auto own = expected.last(static_cast<size_t>((step[m].end - step[m].begin) * shape.out_cols()));
+        EXPECT_TRUE(std::equal(own.begin(), own.end(), row)) << "mate " << m << " of " << step.size() << ", " << threads << " threads";
+        row += static_cast<int64_t>(own.size());
+      }
     }
   }
 }
