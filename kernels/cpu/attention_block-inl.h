@@ -84,29 +84,65 @@ struct BlockRows {
   }
 
   const uint32_t* key_words(int chunk) const { return reinterpret_cast<const uint32_t*>(k[chunk]); }  // of 4 bytes
-  // Asks memory for a chunk's keys, or values, and their scales.
-  HWY_INLINE void prefetch_keys(int chunk) const { prefetch_run(k[chunk], scales[chunk]); }
-  HWY_INLINE void prefetch_values(int chunk) const { prefetch_run(v[chunk], scales[chunk] + v_scales_ahead); }
+};
+
+// What is asked of memory while a block is worked on: the runs of the next one, keys and then values. Pages lie anywhere, so the hardware cannot
+// foresee them. Neighbouring lines are asked for one after the other, up to kBurstBytes, and then about as many bytes are worked on: spread line
+// by line over that work they come a third slower, as the hardware does not take them for a run then; more at once hold the core up. Into L2:
+// half the bytes per second into L1. All inlined: GCC leaves a call out that has no other effect than to ask.
+class Ahead {
+ public:
+  static constexpr size_t kBurstBytes = 2048;
+
+  template <DType type>
+  HWY_INLINE explicit Ahead(const BlockRows<type>& rows) : run_bytes_(kChunkKeys * static_cast<size_t>(rows.head_dim) * sizeof(Element<type>)) {
+    for (int c = 0; c < kChunks; ++c) {
+      runs_[c] = reinterpret_cast<const std::byte*>(rows.k[c]);
+      runs_[kChunks + c] = reinterpret_cast<const std::byte*>(rows.v[c]);
+      if (type != DType::kI8 || rows.k[c] == nullptr) continue;
+      __builtin_prefetch(rows.scales[c], 0, 2);
+      __builtin_prefetch(rows.scales[c] + rows.v_scales_ahead, 0, 2);
+    }
+  }
+  // For the next burst, between stages; nothing when all has been asked for.
+  HWY_INLINE void ask() {
+    if (run_ == 2 * kChunks) return;
+    const size_t end = HWY_MIN(run_bytes_, asked_ + kBurstBytes);
+    if (runs_[run_] != nullptr) {
+      for (size_t line = asked_; line < end; line += 64) __builtin_prefetch(runs_[run_] + line, 0, 2);
+    }
+    run_ += end == run_bytes_ ? 1 : 0;
+    asked_ = end == run_bytes_ ? 0 : end;
+  }
+  // The same within a stage, of runs that are longer than a burst.
+  HWY_INLINE void ask_within() {
+    if (run_bytes_ > kBurstBytes) ask();
+  }
+  HWY_INLINE void finish() {
+    while (run_ < 2 * kChunks) ask();
+  }
 
  private:
-  // Pages lie anywhere, so the hardware cannot foresee them. Neighbouring lines one after the other, not spread over what is computed
-  // meanwhile: the hardware takes a run for one, and reads a third faster. Into L2: half the bytes per second into L1.
-  // Inlined, or GCC takes a function that only asks for one without effect, and leaves it out.
-  HWY_INLINE void prefetch_run(const Element<type>* run, const float* run_scales) const {
-    if (run == nullptr) return;
-    const auto* bytes = reinterpret_cast<const std::byte*>(run);
-    const size_t size = kChunkKeys * static_cast<size_t>(head_dim) * sizeof(Element<type>);
-    for (size_t line = 0; line < size; line += 4 * kLine) {
-      HEADROOM_UNROLL
-      for (size_t i = 0; i < 4 * kLine; i += kLine) __builtin_prefetch(bytes + line + i, 0, 2);
-    }
-    if constexpr (type == DType::kI8) __builtin_prefetch(run_scales, 0, 2);
-  }
-  static constexpr size_t kLine = 64;
+  static constexpr int kChunks = kBlockKeys / kChunkKeys;
+  const std::byte* runs_[2 * kChunks];
+  size_t run_bytes_;
+  int run_ = 0;
+  size_t asked_ = 0;  // of it
 };
 
 template <DType type>
 constexpr int kPerWord = static_cast<int>(cpu::key_word_bytes(type) / sizeof(Element<type>));
+
+// Calls take(i) for the first element i of each word of a key, and asks ahead between bursts of them.
+template <DType type, class Take>
+HWY_INLINE void for_key_words(int64_t head_dim, Ahead& ahead, const Take& take) {
+  constexpr int64_t kBurst = static_cast<int64_t>(Ahead::kBurstBytes / (kChunkKeys * sizeof(Element<type>)));
+  for (int64_t begin = 0; begin < head_dim; begin += kBurst) {
+    if (begin > 0) ahead.ask_within();
+    const int64_t end = HWY_MIN(head_dim, begin + kBurst);
+    for (int64_t i = begin; i < end; i += kPerWord<type>) take(i);
+  }
+}
 
 // The elements of a word of kLanes keys, widened.
 template <DType type>
@@ -134,12 +170,12 @@ HWY_INLINE void widen_words(const Element<type>* words, VF (&elements)[kPerWord<
 // The block's keys as [head_dim][kBlockKeys]. Slots of a page that hold no key of the range are widened with the others: a lane meets no
 // other lane until it has been masked.
 template <DType type>
-void load_keys(float* to, const BlockRows<type>& rows) {
+void load_keys(float* to, const BlockRows<type>& rows, Ahead& ahead) {
   const DF d;
   constexpr int64_t kStep = kPerWord<type>;
   for (int c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     if (rows.k[c] == nullptr) continue;
-    for (int64_t i = 0; i < rows.head_dim; i += kStep) {
+    for_key_words<type>(rows.head_dim, ahead, [&](int64_t i) HWY_ATTR {
       HEADROOM_UNROLL
       for (int j = 0; j < kChunkKeys; j += kLanes) {
         VF elements[kStep];
@@ -147,26 +183,27 @@ void load_keys(float* to, const BlockRows<type>& rows) {
         HEADROOM_UNROLL
         for (int e = 0; e < kStep; ++e) hn::Store(elements[e], d, to + (i + e) * kBlockKeys + c * kChunkKeys + j);
       }
-    }
+    });
   }
 }
 
-// Calls take(key, row) for the keys [begin, end) of the block: what is stored of their values.
+// Calls take(key, row) for the keys [begin, end) of the block: what is stored of their values. Asks ahead after each chunk.
 template <DType type, class Take>
-HWY_INLINE void for_value_rows(const BlockRows<type>& rows, int32_t begin, int32_t end, const Take& take) {
+HWY_INLINE void for_value_rows(const BlockRows<type>& rows, int32_t begin, int32_t end, Ahead& ahead, const Take& take) {
   for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     const int32_t first = HWY_MAX(begin, c * kChunkKeys), last = HWY_MIN(end, (c + 1) * kChunkKeys);
     if (first >= last) continue;
     const Element<type>* row = rows.v[c] + (first - c * kChunkKeys) * rows.head_dim;
     for (int32_t j = first; j < last; ++j, row += rows.head_dim) take(j, row);
+    ahead.ask_within();
   }
 }
 
 // The values of keys [begin, end) of the block as rows [kBlockKeys][padded_dim].
 template <DType type>
-void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
+void load_values(float* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim, Ahead& ahead) {
   const DF d;
-  for_value_rows(rows, begin, end, [&](int32_t j, const Element<type>* from) HWY_ATTR {
+  for_value_rows(rows, begin, end, ahead, [&](int32_t j, const Element<type>* from) HWY_ATTR {
     float* row = to + j * padded_dim;
     int64_t i = 0;
     for (; i + kLanes <= rows.head_dim; i += kLanes) hn::Store(load_f32<type>(from + i), d, row + i);

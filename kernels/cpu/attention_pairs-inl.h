@@ -118,36 +118,42 @@ HEADROOM_PAIRS HWY_INLINE __m512 add_products(__m512 sums, __m512i pairs, uint32
 
 // Calls take(pair, vectors) for the pairs of head_dim, ascending: of each of kChunks chunks of keys from `chunk` on, one vector.
 template <DType type, int kChunks, class Take>
-HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, int chunk, const Take& take) {
+HEADROOM_PAIRS HWY_INLINE void for_key_pairs(const BlockRows<type>& rows, int chunk, Ahead& ahead, const Take& take) {
   static_assert(kChunkKeys == kLanes);
   constexpr int kPairs = kPerWord<type> / 2;  // of a word
   const int64_t words = rows.head_dim / (2 * kPairs);
   const uint32_t* from[kChunks];
   for (int c = 0; c < kChunks; ++c) from[c] = rows.key_words(chunk + c);
-  for (int64_t word = 0; word < words; ++word) {
-    __m512i pairs[kChunks][kPairs];
-    HEADROOM_UNROLL
-    for (int c = 0; c < kChunks; ++c) pairs_of_words<type>(_mm512_loadu_si512(from[c] + word * kChunkKeys), pairs[c]);
-    HEADROOM_UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      __m512i vectors[kChunks];
+  constexpr int64_t kBurst = Ahead::kBurstBytes / (kChunkKeys * cpu::key_word_bytes(type));  // words of a chunk
+  for (int64_t begin = 0; begin < words; begin += kBurst) {
+    if (begin > 0) ahead.ask_within();
+    const int64_t end = HWY_MIN(words, begin + kBurst);
+    for (int64_t word = begin; word < end; ++word) {
+      __m512i pairs[kChunks][kPairs];
       HEADROOM_UNROLL
-      for (int c = 0; c < kChunks; ++c) vectors[c] = pairs[c][p];
-      take(word * kPairs + p, vectors);
+      for (int c = 0; c < kChunks; ++c) pairs_of_words<type>(_mm512_loadu_si512(from[c] + word * kChunkKeys), pairs[c]);
+      HEADROOM_UNROLL
+      for (int p = 0; p < kPairs; ++p) {
+        __m512i vectors[kChunks];
+        HEADROOM_UNROLL
+        for (int c = 0; c < kChunks; ++c) vectors[c] = pairs[c][p];
+        take(word * kPairs + p, vectors);
+      }
     }
   }
 }
 
 // Scores of some rows with the keys of some chunks, as they are stored.
 template <DType type, int kRows, int kChunks>
-HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, int query_rows, const BlockRows<type>& rows, int chunk) {
+HEADROOM_PAIRS void score_stored_pairs(float* weights, const uint32_t* queries, int query_rows, const BlockRows<type>& rows, int chunk,
+                                       Ahead& ahead) {
   __m512 sums[kRows][kChunks];
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
     for (int c = 0; c < kChunks; ++c) sums[r][c] = _mm512_setzero_ps();
   }
-  for_key_pairs<type, kChunks>(rows, chunk, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS_INLINE {
+  for_key_pairs<type, kChunks>(rows, chunk, ahead, [&](int64_t pair, const __m512i(&keys)[kChunks]) HEADROOM_PAIRS_INLINE {
     HEADROOM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       HEADROOM_UNROLL
@@ -226,9 +232,9 @@ struct ValuePair {
   }
 };
 
-// Calls take(p, pair of rows) for the pairs of keys [begin, end) of the block.
+// Calls take(p, pair of rows) for the pairs of keys [begin, end) of the block. Asks ahead after each chunk.
 template <DType type, class Take>
-HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, int32_t begin, int32_t end, const Take& take) {
+HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, int32_t begin, int32_t end, Ahead& ahead, const Take& take) {
   for (int32_t c = 0; c < kBlockKeys / kChunkKeys; ++c) {
     const int32_t before = c * kChunkKeys, first = HWY_MAX(begin, before), last = HWY_MIN(end, before + kChunkKeys);
     if (first >= last) continue;
@@ -238,6 +244,7 @@ HEADROOM_PAIRS HWY_INLINE void for_value_pairs(const BlockRows<type>& rows, int3
       take(p, ValuePair<type, has_first(), has_second()>{row, rows.head_dim});
       row += step;
     });
+    ahead.ask_within();
   }
 }
 
@@ -283,12 +290,12 @@ HEADROOM_PAIRS HWY_INLINE void for_columns(int64_t padded_dim, const Mix& mix) {
 // they are stored.
 template <DType type, int kRows>
 HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, const uint32_t* weights, const BlockRows<type>& rows,
-                                     int32_t begin, int32_t end, int64_t padded_dim) {
+                                     int32_t begin, int32_t end, int64_t padded_dim, Ahead& ahead) {
   for_columns<kRows <= kDirectPairRows ? 2 : 1>(padded_dim, [&](int64_t i, auto count) HEADROOM_PAIRS {
     constexpr int kVectors = decltype(count)::value;
     const ColumnMasks<kVectors> there(i, rows.head_dim);
     PairSums<kRows, kVectors> sums(accumulator + i, decay, padded_dim);
-    for_value_pairs(rows, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
+    for_value_pairs(rows, begin, end, ahead, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
       __m512i pairs[kVectors];
       values.load(there, i, pairs);
       sums.add(weights + p, pairs);
@@ -299,8 +306,8 @@ HEADROOM_PAIRS void mix_stored_pairs(float* accumulator, const float* decay, con
 
 // Values of keys [begin, end) as pairs [kBlockKeys / 2][padded_dim]; a half that is not among them is 0.
 template <DType type>
-HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim) {
-  for_value_pairs(rows, begin, end, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
+HEADROOM_PAIRS void pack_value_pairs(uint32_t* to, const BlockRows<type>& rows, int32_t begin, int32_t end, int64_t padded_dim, Ahead& ahead) {
+  for_value_pairs(rows, begin, end, ahead, [&](int32_t p, const auto& values) HEADROOM_PAIRS_INLINE {
     for (int64_t i = 0; i < padded_dim; i += kUnit) {
       __m512i pairs[2];
       values.load(ColumnMasks<2>(i, rows.head_dim), i, pairs);
@@ -359,16 +366,16 @@ struct PairArithmetic {
   static void load_queries(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory) {
     load_query_pairs(call, tile, words(memory.queries));
   }
-  HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block) {
+  HEADROOM_PAIRS static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, Ahead& ahead) {
     static_assert(kBlockKeys == 2 * kChunkKeys);
     const uint32_t* queries = words(memory.queries);
-    if (type == DType::kI8 && rows > kDirectPairRows) return score_packed(memory, queries, rows, block);
+    if (type == DType::kI8 && rows > kDirectPairRows) return score_packed(memory, queries, rows, block, ahead);
     for_register_tiles<kTilePairRows>(0, rows, [&](int first, auto count) HEADROOM_PAIRS {
       constexpr int kRows = decltype(count)::value;
       float* weights = memory.weights + first * kBlockKeys;
-      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, rows, block, 0);
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_pairs<type, kRows, 2>(weights, queries + first, rows, block, 0, ahead);
       for (int c = 0; c < 2; ++c) {
-        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, rows, block, c);
+        if (block.k[c] != nullptr) score_stored_pairs<type, kRows, 1>(weights, queries + first, rows, block, c, ahead);
       }
     });
   }
@@ -386,13 +393,13 @@ struct PairArithmetic {
   }
   static bool mixes_stored(const AttentionCall&, int rows) { return rows <= kTilePairRows; }
   HEADROOM_PAIRS static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range,
-                                        int64_t padded_dim) {
+                                        int64_t padded_dim, Ahead& ahead) {
     with_static_count<kTilePairRows>(rows, [&](auto count) HEADROOM_PAIRS {
-      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, range.begin, range.end, padded_dim);
+      mix_stored_pairs<type, decltype(count)::value>(memory.split.accumulator, decay, words(memory.weights), block, range.begin, range.end, padded_dim, ahead);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
-    pack_value_pairs<type>(words(memory.values), block, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim, Ahead& ahead) {
+    pack_value_pairs<type>(words(memory.values), block, range.begin, range.end, padded_dim, ahead);
   }
   HEADROOM_PAIRS static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
     for_register_tiles<kTilePairRows>(begin, end, [&](int first, auto count) HEADROOM_PAIRS {
@@ -403,11 +410,11 @@ struct PairArithmetic {
 
  private:
   // Keys become pairs once for all rows.
-  HEADROOM_PAIRS static void score_packed(TileMemory& memory, const uint32_t* queries, int rows, const BlockRows<type>& block) {
+  HEADROOM_PAIRS static void score_packed(TileMemory& memory, const uint32_t* queries, int rows, const BlockRows<type>& block, Ahead& ahead) {
     uint32_t* keys = words(memory.keys);
     for (int c = 0; c < 2; ++c) {
       if (block.k[c] == nullptr) continue;
-      for_key_pairs<type, 1>(block, c, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS_INLINE {
+      for_key_pairs<type, 1>(block, c, ahead, [&](int64_t pair, const __m512i(&vectors)[1]) HEADROOM_PAIRS_INLINE {
         _mm512_store_si512(keys + pair * kBlockKeys + c * kLanes, vectors[0]);
       });
     }

@@ -26,7 +26,7 @@ constexpr int kDirectRows = kLanes >= 16 ? 6 : kLanes == 8 || HWY_ARCH_ARM_A64 ?
 
 // weights[r][j] = q[r] · k[j] over some chunks of the block, from `chunk` on, as they are stored.
 template <DType type, int kRows, int kChunks>
-void score_stored_rows(float* weights, const float* queries, const BlockRows<type>& rows, int chunk) {
+void score_stored_rows(float* weights, const float* queries, const BlockRows<type>& rows, int chunk, Ahead& ahead) {
   const DF d;
   constexpr int kVectors = kChunkKeys / kLanes;  // of a chunk
   constexpr int64_t kStep = kPerWord<type>;
@@ -36,7 +36,7 @@ void score_stored_rows(float* weights, const float* queries, const BlockRows<typ
     HEADROOM_UNROLL
     for (int v = 0; v < kChunks * kVectors; ++v) acc[r][v] = hn::Zero(d);
   }
-  for (int64_t i = 0; i < rows.head_dim; i += kStep) {
+  for_key_words<type>(rows.head_dim, ahead, [&](int64_t i) HWY_ATTR {
     VF elements[kChunks * kVectors][kStep];
     HEADROOM_UNROLL
     for (int v = 0; v < kChunks * kVectors; ++v)
@@ -50,7 +50,7 @@ void score_stored_rows(float* weights, const float* queries, const BlockRows<typ
         for (int v = 0; v < kChunks * kVectors; ++v) acc[r][v] = hn::MulAdd(q, elements[v][e], acc[r][v]);
       }
     }
-  }
+  });
   HEADROOM_UNROLL
   for (int r = 0; r < kRows; ++r) {
     HEADROOM_UNROLL
@@ -115,7 +115,7 @@ void mix_rows(float* accumulator, const float* decay, const float* weights, cons
 // mix_rows on values as they are stored: few enough rows that each value is widened only once, in registers.
 template <DType type, int kRows>
 void mix_stored_rows(float* accumulator, const float* decay, const float* weights, const BlockRows<type>& rows, int32_t begin,
-                     int32_t end, int64_t padded_dim) {
+                     int32_t end, int64_t padded_dim, Ahead& ahead) {
   const DF d;
   // More columns at once where there are few rows: enough chains to hide the latency of an addition.
   constexpr int kVectors = kRows * 2 <= kTileRows ? 2 * kTileVectors : kTileVectors;
@@ -131,7 +131,7 @@ void mix_stored_rows(float* accumulator, const float* decay, const float* weight
         for (int v = 0; v < kCount; ++v)
           acc[r][v] = hn::Mul(hn::Load(d, accumulator + r * padded_dim + i + v * kLanes), factor);
       }
-      for_value_rows(rows, begin, end, [&](int32_t j, const Element<type>* value) HWY_ATTR {
+      for_value_rows(rows, begin, end, ahead, [&](int32_t j, const Element<type>* value) HWY_ATTR {
         VF widened[kCount];
         HEADROOM_UNROLL
         for (int v = 0; v < kCount; ++v) widened[v] = load_f32<type>(value + i + v * kLanes);
@@ -223,11 +223,11 @@ struct Fp32Arithmetic {
     }
   }
   // Scores of all rows with all keys of the block.
-  static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block) {
+  static void score(const AttentionCall& call, int rows, TileMemory& memory, const BlockRows<type>& block, Ahead& ahead) {
     if constexpr (kDirectRows > 0) {
-      if (rows <= kDirectRows) return score_stored(memory, rows, block);
+      if (rows <= kDirectRows) return score_stored(memory, rows, block, ahead);
     }
-    load_keys<type>(memory.keys, block);
+    load_keys<type>(memory.keys, block, ahead);
     for_register_tiles<kTileRows>(0, rows, [&](int first, auto count) HWY_ATTR {
       score_rows<decltype(count)::value>(memory.weights + first * kBlockKeys, memory.queries + first, rows, memory.keys, call.params.head_dim);
     });
@@ -238,13 +238,14 @@ struct Fp32Arithmetic {
   // Whether rows that all see the same keys are mixed from values as they are stored.
   static bool mixes_stored(const AttentionCall& call, int rows) { return rows <= kTileRows && call.params.head_dim % kLanes == 0; }
   static void mix_stored(TileMemory& memory, const float* decay, int rows, const BlockRows<type>& block, KeyRange range,
-                         int64_t padded_dim) {
+                         int64_t padded_dim, Ahead& ahead) {
     with_static_count<kTileRows>(rows, [&](auto count) HWY_ATTR {
-      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, range.begin, range.end, padded_dim);
+      mix_stored_rows<type, decltype(count)::value>(memory.split.accumulator, decay, memory.weights, block, range.begin, range.end, padded_dim,
+                                                      ahead);
     });
   }
-  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim) {
-    HWY_NAMESPACE::load_values<type>(memory.values, block, range.begin, range.end, padded_dim);
+  static void load_values(TileMemory& memory, const BlockRows<type>& block, KeyRange range, int64_t padded_dim, Ahead& ahead) {
+    HWY_NAMESPACE::load_values<type>(memory.values, block, range.begin, range.end, padded_dim, ahead);
   }
   // Rows [begin, end), which see the keys of `range`, with the loaded values.
   static void mix(TileMemory& memory, const float* decay, int begin, int end, KeyRange range, int64_t padded_dim) {
@@ -256,31 +257,29 @@ struct Fp32Arithmetic {
   }
 
  private:
-  static void score_stored(TileMemory& memory, int rows, const BlockRows<type>& block) {
+  static void score_stored(TileMemory& memory, int rows, const BlockRows<type>& block, Ahead& ahead) {
     static_assert(kBlockKeys == 2 * kChunkKeys);
     with_static_count<kDirectRows>(rows, [&](auto count) HWY_ATTR {
       constexpr int kRows = decltype(count)::value;
-      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_rows<type, kRows, 2>(memory.weights, memory.queries, block, 0);
+      if (block.k[0] != nullptr && block.k[1] != nullptr) return score_stored_rows<type, kRows, 2>(memory.weights, memory.queries, block, 0, ahead);
       for (int c = 0; c < 2; ++c) {
-        if (block.k[c] != nullptr) score_stored_rows<type, kRows, 1>(memory.weights, memory.queries, block, c);
+        if (block.k[c] != nullptr) score_stored_rows<type, kRows, 1>(memory.weights, memory.queries, block, c, ahead);
       }
     });
   }
 };
 
-// Takes one block of keys into the split's state of every row that sees some of them. Between its stages, the runs of a later block are
-// asked of memory, which then is never idle for long.
+// Takes one block of keys into the split's state of every row that sees some of them.
 template <class Arithmetic>
 void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemory& memory, int32_t block, KeyRange block_range,
-                  const BlockRows<Arithmetic::kType>& stored, const BlockRows<Arithmetic::kType>& later) {
-  static_assert(kBlockKeys == 2 * kChunkKeys);
+                  const BlockRows<Arithmetic::kType>& stored, Ahead ahead) {
   constexpr DType type = Arithmetic::kType;
   const int64_t padded_dim = call.padded_dim();
   const int group = call.group(), rows = call.rows(tile);
   const float scale_log2 = call.params.scale * 1.44269504f;
-  later.prefetch_keys(0);
-  Arithmetic::score(call, rows, memory, stored);
-  later.prefetch_keys(1);
+  ahead.ask();
+  Arithmetic::score(call, rows, memory, stored, ahead);
+  ahead.ask();
 
   const BlockScales<type> scales(stored);
   KeyRange ranges[kTileQueryRows];
@@ -312,12 +311,12 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
     }
   }
 
-  later.prefetch_values(0);
+  ahead.ask();
   const auto in_block = [block](KeyRange range) { return KeyRange{range.begin - block, range.end - block}; };
   if (uniform && Arithmetic::mixes_stored(call, rows)) {
-    Arithmetic::mix_stored(memory, decay, rows, stored, in_block(ranges[0]), padded_dim);
+    Arithmetic::mix_stored(memory, decay, rows, stored, in_block(ranges[0]), padded_dim, ahead);
   } else {
-    Arithmetic::load_values(memory, stored, in_block(block_range), padded_dim);
+    Arithmetic::load_values(memory, stored, in_block(block_range), padded_dim, ahead);
     // Rows that see the same keys of the block share one pass; on the diagonal and at the window's edge each token has
     // its own.
     const int32_t tokens_per_pass = uniform ? tile.tokens : 1;
@@ -326,7 +325,7 @@ void attend_block(const AttentionCall& call, const AttentionTile& tile, TileMemo
       Arithmetic::mix(memory, decay, t * group, (t + tokens_per_pass) * group, in_block(ranges[t]), padded_dim);
     }
   }
-  later.prefetch_values(1);
+  ahead.finish();
 }
 
 // The block that is read after `block` of some tiles, KV heads of the same rows: theirs, and after their last the first of `next`.
@@ -363,7 +362,7 @@ void attend_split(const AttentionCall& call, std::span<const AttentionTile> head
     for (size_t h = 0; h < heads.size(); ++h) {
       const BlockRows<Arithmetic::kType> stored(call.layer, place, heads[h].kv_head);
       const BlockRows<Arithmetic::kType> later(call.layer, after.place, after.heads[std::min(h, after.heads.size() - 1)].kv_head);
-      attend_block<Arithmetic>(call, heads[h], memory[h], block, range, stored, later);
+      attend_block<Arithmetic>(call, heads[h], memory[h], block, range, stored, Ahead(later));
     }
   }
   const DF d;
