@@ -437,7 +437,8 @@ void paged_attention(ThreadPool& pool, AttentionScratch& scratch, Matrix out, Ma
   };
   // As many together as leave parts enough to go round.
   const size_t block_bytes = 2 * kBlockKeys * kv_row_bytes(layer.dtype, layer.head_dim);
-  size_t together = std::clamp<size_t>(kTogetherBytesMax / block_bytes, 1, kHeadsTogether);
+  const size_t together_max = std::min(kHeadsTogether, static_cast<size_t>(params.kv_heads));
+  size_t together = std::clamp<size_t>(kTogetherBytesMax / block_bytes, 1, together_max);
   std::vector<Heads> groups = group_heads(call, tiles, together);
   while (together > 1 && splits_of_all(groups) < static_cast<int64_t>(workers * kPartsPerWorker)) groups = group_heads(call, tiles, together /= 2);
   const bool small = std::ranges::all_of(tiles, [&call](const AttentionTile& tile) { return call.rows(tile) <= kRowsTogether; });
