@@ -196,6 +196,8 @@ void Listener::set_accepting(bool accepting) {
 
 void Listener::accept_all() {
   for (;;) {
+    // All are with workers, some of which come back soon: until then who comes waits with the kernel, as closing would reset it.
+    if (connections_.empty() && static_cast<size_t>(dispatched_) >= options_.connections_max) return set_accepting(false);
     const int fd = accept4(listen_fd_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
@@ -208,7 +210,7 @@ void Listener::accept_all() {
       close(fd);
       continue;
     }
-    if (connections_.size() + static_cast<size_t>(dispatched_) >= options_.connections_max && !evict_one()) continue;
+    if (connections_.size() + static_cast<size_t>(dispatched_) >= options_.connections_max) evict_one();
     const int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSendBufferBytes, sizeof kSendBufferBytes);
@@ -292,6 +294,7 @@ void Listener::take_finished() {
     std::unique_ptr<Connection> connection = std::exchange(finished, std::move(finished->next_finished_));
     --dispatched_;
     if (connection->keep_alive && !stopping_.load()) resume(std::move(connection));
+    if (!accepting_ && !stopping_.load()) set_accepting(true);
   }
 }
 
@@ -329,13 +332,11 @@ void Listener::close_expired(Clock::time_point now) {
   for (const int fd : closing) connections_.erase(fd);
 }
 
-bool Listener::evict_one() {
+void Listener::evict_one() {
   const auto oldest = std::min_element(connections_.begin(), connections_.end(), [](const auto& a, const auto& b) {
     return std::pair(a.second->frame.begun(), a.second->phase_begin_) < std::pair(b.second->frame.begun(), b.second->phase_begin_);
   });
-  if (oldest == connections_.end()) return false;
-  connections_.erase(oldest);
-  return true;
+  if (oldest != connections_.end()) connections_.erase(oldest);
 }
 
 void Listener::close_all() {

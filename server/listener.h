@@ -25,7 +25,7 @@ namespace headroom {
 
 struct ListenerOptions {
   FramingLimits framing;
-  size_t connections_max = 2048;           // one more: the one that has been idle, or slow, for longest is closed
+  size_t connections_max = 2048;           // one more: the one that has been idle, or slow, for longest is closed; if workers hold all, it waits
   int64_t buffered_bytes_max = 256 << 20;  // of all bodies that are gathered or not read yet; more: 503
   double read_seconds_max = 10;            // for a head; a body may take longer if it keeps body_bytes_per_second_min
   double body_bytes_per_second_min = 16 << 10;
@@ -93,7 +93,7 @@ class Listener {
   void take_finished();
   void close_expired(Clock::time_point now);
   bool expired(const Connection& connection, Clock::time_point now) const;
-  bool evict_one();
+  void evict_one();
   void close_all();
   void keep(std::unique_ptr<Connection> connection);
   void unwatch(Connection& connection);

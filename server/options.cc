@@ -198,7 +198,7 @@ void add_http_rows(std::vector<OptionRow>& rows) {
                             FIELD(http.streams_max)));
   rows.push_back(number_row("reserve_workers", "HTTP", "N", 1, 256, "threads kept for /livez, /metrics and other short answers",
                             FIELD(http.reserve_workers)));
-  rows.push_back(number_row("connections_max", "HTTP", "N", 1, 1 << 17, "one more closes the one that is idle, or slow, for longest",
+  rows.push_back(number_row("connections_max", "HTTP", "N", 1, 1 << 17, "one more closes the one that is idle, or slow, for longest; it waits where all are being answered",
                             FIELD(http.connections_max)));
   rows.push_back(bytes_row("body_bytes_max", "HTTP", "of a request; more is answered 413", FIELD(http.body_bytes_max)));
   rows.push_back(bytes_row("buffered_bytes_max", "HTTP", "of all bodies that are received, and of all that are parsed; more is answered 503, or 413 where one alone is more",

@@ -26,7 +26,9 @@ TEST(CpuMemoryPieces, AreZeroAlignedAndApart) {
     for (size_t j = 0; j < i; ++j) {
       EXPECT_TRUE(pieces[i].data + sizes[i] <= pieces[j].data || pieces[j].data + sizes[j] <= pieces[i].data) << i << " and " << j;
     }
-    if (sizes[i] > 0) EXPECT_EQ(pieces[i].data[0], static_cast<std::byte>(i + 1));
+    if (sizes[i] > 0) {
+      EXPECT_EQ(pieces[i].data[0], static_cast<std::byte>(i + 1));
+    }
   }
 }
 

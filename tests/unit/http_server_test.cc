@@ -335,6 +335,22 @@ TEST_F(HttpServerTest, ClosesTheOldestConnectionWhenThereAreTooMany) {
   EXPECT_EQ(idle.back().read_some(50ms), std::nullopt);
 }
 
+TEST_F(HttpServerTest, OneMoreWaitsWhereWorkersHoldAllConnections) {
+  options_.connections_max = 2;
+  const int port = start();
+  std::vector<Client> streams;
+  for (int i = 1; i <= 2; ++i) {
+    streams.emplace_back(port);
+    streams.back().send_text(get("/stream"));
+    wait_until([&] { return streams_open_ == i; });
+  }
+  Client one_more(port);
+  one_more.send_text(get("/livez"));
+  EXPECT_EQ(one_more.read_some(200ms), std::nullopt);  // neither answered nor closed
+  release_streams_ = true;
+  EXPECT_THAT(one_more.read_all(), StartsWith("HTTP/1.1 200"));
+}
+
 TEST_F(HttpServerTest, BoundsTheRequestsOfAConnection) {
   options_.keep_alive_requests_max = 2;
   const int port = start();
