@@ -74,7 +74,10 @@ size_t RequestFrame::consume(std::string_view input) {
   return taken;
 }
 
-void RequestFrame::reset() { *this = RequestFrame(limits_); }
+void RequestFrame::reset() {
+  *this = RequestFrame(limits_);
+  for (std::string* text : {&head_, &body_}) text->shrink_to_fit();  // an assigned empty string leaves the memory where it was
+}
 
 bool RequestFrame::take_expect_continue() {
   const bool waits = state_ == State::body && expect_continue_ && body_.empty();

@@ -232,7 +232,7 @@ def tests_with_own_server(binary, model):
             while server.memory_bytes() > before + (16 << 20):
                 assert time.monotonic() < deadline, f"{(server.memory_bytes() - before) >> 20} MiB more than before are kept"
                 time.sleep(0.01)
-            assert most <= 96 << 20, f"{most >> 20} MiB at most"
+            assert most <= 72 << 20, f"{most >> 20} MiB at most"
             assert refused > 10, refused
             return f"150 MiB sent, {refused} of 100 refused, {most >> 20} MiB more at most, {(server.memory_bytes() - before) >> 20} MiB afterwards"
 
